@@ -1,0 +1,224 @@
+"""`calib-threshold`: set a bundle's threshold from good images alone."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from calib.calibrate import Request, calibrate, warnings_for
+from calib.scoring import GoodScores, good_images, score_images
+from calib.threshold import MAX_PIXEL_RATE, METHODS, Decision
+from edge.bundle import Bundle, set_calibration
+from edge.cli import command, console, progress
+from edge.errors import EdgeError, UsageError
+from edge.files import atomic_write
+from edge.manifest import Calibration
+
+_DESCRIPTION = """\
+Score photographs of good parts with the bundle's own model, choose the image-score threshold that keeps the
+wanted false-reject rate, choose the pixel threshold for the mask, and store both in the bundle. The model in the
+bundle is not touched: calibrate as often as you like."""
+
+_EPILOG = """\
+methods:
+  order      no assumption about the scores; needs many images (2995 for 0.001 at 0.95 confidence)
+  tolerance  assumes that ln(score) is normal and tests it; needs 1 / (20 rate) images (50 for 0.001)
+  auto       order where there are images enough, tolerance otherwise
+Use good images that the model was NOT trained on; those it was trained on score too low.
+
+exit codes: 0 calibrated, 2 bad arguments, 3 unusable bundle, 7 unusable image folder,
+            8 the images cannot support the request (says how many are needed), 130 interrupted
+"""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `calib-threshold`."""
+    arguments = _parser().parse_args(argv)
+    _require_extra()
+    path: Path = arguments.bundle
+    plot: Path = arguments.plot or path.with_name(path.name + ".calibration.png")
+    _check_places(path, plot)
+    paths = good_images(arguments.good)
+    with Bundle.open(path) as bundle:
+        request = _request(arguments, bundle.calibration)
+        good = _score(bundle, paths, request.pixel_rate)
+        calibration, decision = calibrate(good, request, bundle.manifest.model.compare)
+        model, bundle_id = bundle.manifest.model, bundle.bundle_id
+    from calib.plot import draw, statement
+
+    title = f"{path.name}: {model.method} {model.backbone}, {arguments.good}"
+    picture = draw(good.scores, [p.name for p in good.paths], calibration, decision, title)
+    set_calibration(path, calibration, bundle_id=bundle_id)
+    try:
+        with atomic_write(plot) as file:
+            file.write(picture)
+    except OSError as error:
+        raise EdgeError(f"{path} is calibrated, but {plot} cannot be written: {error.strerror or error}") from error
+
+    notes = warnings_for(good, decision)
+    if arguments.json:
+        print(_json(calibration, decision, good, notes, plot))
+    else:
+        _show(path, calibration, decision, notes, plot, statement(calibration, decision))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="calib-threshold",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, metavar="redi.plan", help="the bundle to calibrate")
+    parser.add_argument("--good", type=Path, required=True, metavar="DIR", help="folder of images of good parts")
+    parser.add_argument(
+        "--false-reject",
+        type=_rate,
+        default=0.001,
+        metavar="R",
+        help="share of good parts that may be rejected (0.001)",
+    )
+    parser.add_argument(
+        "--confidence", type=_rate, default=0.95, metavar="C", help="confidence that the rate is kept (0.95)"
+    )
+    parser.add_argument("--method", choices=METHODS, default="auto", help="see below (auto)")
+    parser.add_argument(
+        "--pixel-rate",
+        type=_pixel_rate,
+        default=1e-4,
+        metavar="R",
+        help="share of good pixels that may be marked (0.0001)",
+    )
+    kept = "default: as calibrated before, else"
+    parser.add_argument(
+        "--min-region-px", type=_count, metavar="N", help=f"regions of fewer frame pixels are not reported ({kept} 0)"
+    )
+    parser.add_argument(
+        "--pixel-size-mm", type=_length, metavar="MM", help=f"size of a frame pixel on the part ({kept} unknown)"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="the picture (redi.plan.calibration.png)")
+    parser.add_argument("--json", action="store_true", help="print one JSON line instead of the summary")
+    return parser
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _pixel_rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= MAX_PIXEL_RATE:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and up to {MAX_PIXEL_RATE:g}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def _length(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a length")
+    return value
+
+
+def _require_extra() -> None:
+    missing = [name for name in ("scipy", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"calib-threshold needs {' and '.join(missing)}, which a station installs without",
+            "pip install 'redi-edge[calib]'",
+        )
+
+
+def _check_places(bundle: Path, plot: Path) -> None:
+    """Refuse, before minutes of scoring, what could not be written afterwards."""
+    if plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot {plot}: the picture is a PNG", "name a file that ends in .png")
+    for path in (bundle, plot):
+        folder = Path(os.path.realpath(path)).parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise UsageError(f"{path}: the folder {folder} is not there or not writable")
+
+
+def _request(arguments: argparse.Namespace, before: Calibration | None) -> Request:
+    region, size = arguments.min_region_px, arguments.pixel_size_mm
+    return Request(
+        false_reject=arguments.false_reject,
+        confidence=arguments.confidence,
+        method=arguments.method,
+        pixel_rate=arguments.pixel_rate,
+        min_region_px=region if region is not None else before.min_region_px if before else 0,
+        pixel_size_mm=size if size is not None else before.pixel_size_mm if before else None,
+    )
+
+
+def _score(bundle: Bundle, paths: Sequence[Path], pixel_rate: float) -> GoodScores:
+    with progress(transient=True) as bar:
+        task = bar.add_task("scoring good images", total=len(paths), note="")
+
+        def counted() -> Iterator[Path]:
+            for path in paths:
+                yield path
+                bar.advance(task)
+
+        return score_images(bundle, counted(), pixel_rate)
+
+
+def _show(path: Path, calibration: Calibration, decision: Decision, notes: list[str], plot: Path, words: str) -> None:
+    c = calibration
+    table = Table(title=f"calibration of {path}", show_header=False)
+    rows = {
+        "threshold": f"{c.threshold:.6g}  (a part is NG above it)",
+        "pixel threshold": f"{c.pixel_threshold:.6g}  (the mask is where the map is above it)",
+        "good images": f"{c.images}",
+        "good scores": f"mean {c.good_mean:.4g}, std {c.good_std:.4g}, max {c.good_max:.4g}",
+        "method": c.method,
+        "stated false-reject rate": f"{c.false_reject:.4g}",
+        "distribution-free bound": f"{c.false_reject_bound:.4g}  ({decision.exceeded} above the threshold)",
+        "confidence": f"{c.confidence:.4g}",
+        "smallest region": f"{c.min_region_px} px",
+        "pixel size": "unknown" if c.pixel_size_mm is None else f"{c.pixel_size_mm:g} mm",
+        "picture": str(plot),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    out = Console(highlight=False, markup=False, soft_wrap=True)
+    out.print(table)
+    out.print(words)
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", markup=False)
+
+
+def _json(calibration: Calibration, decision: Decision, good: GoodScores, notes: list[str], plot: Path) -> str:
+    record = {
+        **msgspec.to_builtins(calibration),
+        "exceeded": decision.exceeded,
+        "normality_p": decision.normality,
+        "outliers": [str(good.paths[index]) for index in decision.outliers],
+        "skipped": [{"path": str(path), "reason": reason} for path, reason in good.skipped],
+        "duplicates": [{"path": str(path), "same_as": str(first)} for path, first in good.duplicates],
+        "notes": notes,
+        "plot": str(plot),
+    }
+    return msgspec.json.encode(record).decode()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(None))

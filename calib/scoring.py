@@ -1,0 +1,96 @@
+"""Score a folder of good images through the very inspector that the station uses."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calib.threshold import pixel_tail
+from edge.bundle import Bundle
+from edge.errors import CalibrationError, DataError, FrameError
+from edge.frames import U8, FrameMeta, PixelFormat
+from edge.images import list_images, read_image
+
+
+@dataclass
+class GoodScores:
+    """What the good images say.
+
+    Attributes:
+        paths: of the distinct images that were scored.
+        scores: their image scores.
+        tails: the highest values of their anomaly maps (`calib.threshold.pixel_tail`).
+        pixels: in one anomaly map.
+        skipped: unreadable images and why.
+        duplicates: images with the same pixels as an earlier one, with that one.
+    """
+
+    pixels: int
+    paths: list[Path] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    tails: list[NDArray[np.float32]] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    duplicates: list[tuple[Path, Path]] = field(default_factory=list)
+
+
+def good_images(folder: Path) -> list[Path]:
+    """Return the image files of `folder`.  Raises `DataError` where it has none or cannot be read."""
+    try:
+        paths = list_images(folder)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror or error}", "name a folder of images") from error
+    if not paths:
+        raise DataError(f"{folder}: no image in this folder", "name the folder that holds the good images itself")
+    return paths
+
+
+def score_images(bundle: Bundle, paths: Sequence[Path] | Iterable[Path], pixel_rate: float) -> GoodScores:
+    """Score each distinct image of `paths`.
+
+    An unreadable image is skipped and listed.  Images with equal pixels count once: a copy says nothing new of how
+    good parts scatter, and would fake the number that the stated confidence rests on.
+
+    Raises:
+        CalibrationError: an image has no finite score; named.
+    """
+    from edge.inspection.inspector import Inspector
+
+    size = bundle.manifest.model.input
+    good = GoodScores(pixels=size.height * size.width)
+    seen: dict[bytes, Path] = {}
+    with Inspector(bundle, uncalibrated=True) as inspector:
+        slot = inspector.make_slots(1, 0)[0]
+        for path in paths:
+            try:
+                image = read_image(path)
+            except FrameError as error:
+                good.skipped.append((path, error.problem))
+                continue
+            original = seen.setdefault(_digest(image), path)
+            if original is not path:
+                good.duplicates.append((path, original))
+                continue
+            slot.shape_pixels(image.shape[0], image.shape[1], PixelFormat.BGR8)[:] = image
+            slot.meta = FrameMeta(source=str(path))
+            inspection = inspector.inspect(slot)
+            if not math.isfinite(inspection.score):
+                reason = inspection.reason or f"its score is {inspection.score}"
+                raise CalibrationError(
+                    f"{path}: this good image cannot be scored: {reason}", "take it out of the folder"
+                )
+            good.paths.append(path)
+            good.scores.append(inspection.score)
+            good.tails.append(pixel_tail(slot.anomaly_map, pixel_rate))
+    return good
+
+
+def _digest(image: U8) -> bytes:
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.digest()

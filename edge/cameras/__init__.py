@@ -1,0 +1,1 @@
+"""Where frames come from, one file per kind of camera, and the ring of frame slots they are written into."""

@@ -1,0 +1,205 @@
+"""`edge-bundle`: look inside a bundle, check it, take it apart."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edge.bundle import Bundle
+from edge.cli import command
+from edge.container import MANIFEST
+from edge.errors import EdgeError, UsageError
+from edge.files import atomic_write
+from edge.manifest import Calibration
+
+_EPILOG = """\
+exit codes: 0 whole, 1 cannot write, 2 bad arguments, 3 missing, damaged, foreign or from a newer release
+A bundle is a plain ZIP without compression: `unzip -l redi.plan` and file managers open it too."""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `edge-bundle`."""
+    arguments = _parser().parse_args(argv)
+    with Bundle.open(arguments.bundle) as bundle:
+        if arguments.action == "unpack":
+            _unpack(bundle, arguments.folder, arguments.force)
+        elif arguments.action == "verify":
+            members = len(bundle.members) + 1
+            print(f"{bundle.path}: whole ({members} members, bundle id {bundle.bundle_id})")
+        elif arguments.json:
+            print(msgspec.json.encode(describe(bundle)).decode())
+        else:
+            _show(bundle)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edge-bundle",
+        description="Look inside a bundle (redi.plan). Whatever is asked, every digest is checked first.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="show|verify|unpack")
+    texts = {
+        "show": "model, prompts, calibration, golden frames, engines, provenance and members",
+        "verify": "check layout, digests, types, values and shapes; prints one line",
+        "unpack": "write every member into a folder",
+    }
+    made = {}
+    for name, text in texts.items():
+        made[name] = actions.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made[name].add_argument("bundle", type=Path, metavar="redi.plan", help="the bundle")
+    made["show"].add_argument("--json", action="store_true", help="print one JSON line instead of tables")
+    made["unpack"].add_argument("folder", type=Path, metavar="DIR", help="made where it is missing")
+    made["unpack"].add_argument(
+        "--force", action="store_true", help="write into a folder that is not empty, over files of the same names"
+    )
+    return parser
+
+
+def describe(bundle: Bundle) -> dict[str, object]:
+    """Return all that the bundle says of itself, ready for JSON."""
+    return {
+        "path": str(bundle.path),
+        "bytes": bundle.path.stat().st_size,
+        "bundle_id": bundle.bundle_id,
+        "calibration_id": bundle.calibration_id,
+        "manifest": msgspec.to_builtins(bundle.manifest),
+        "calibration": msgspec.to_builtins(bundle.calibration),
+        "golden": msgspec.to_builtins(bundle.golden),
+        "prompts": list(bundle.prompt_names),
+    }
+
+
+def _show(bundle: Bundle) -> None:
+    out = Console(highlight=False, soft_wrap=not os.isatty(1))
+    manifest = bundle.manifest
+    _print_pairs(
+        out,
+        str(bundle.path),
+        {
+            "bundle id": bundle.bundle_id,
+            "size": _bytes(bundle.path.stat().st_size),
+            "schema": str(manifest.schema),
+            "created": manifest.created,
+            "prompts": _prompts(bundle),
+        },
+    )
+    _print_pairs(out, "model", _model_rows(bundle))
+    _print_pairs(out, "calibration", _calibration_rows(bundle))
+    if manifest.provenance:
+        _print_pairs(out, "provenance", dict(sorted(manifest.provenance.items())))
+
+    golden = Table("frame", "score", "peak", title=f"golden frames (tolerance {bundle.golden.tolerance:.2%})")
+    for frame in bundle.golden.frames:
+        golden.add_row(escape(frame.name), f"{frame.score:.6g}", f"{frame.peak:.6g}")
+    out.print(golden)
+    if manifest.engines:
+        engines = Table("engine", "runtime", "device", "version", "precision", title="engines")
+        for name, key in sorted(manifest.engines.items()):
+            engines.add_row(*map(escape, (name, key.runtime, key.device, key.version, key.precision)))
+        out.print(engines)
+    members = Table("member", "size", "SHA-256", title="members")
+    members.columns[1].justify = "right"
+    for name, member in bundle.members.items():
+        members.add_row(escape(name), _bytes(member.size), member.sha256[:16])
+    out.print(members)
+
+
+def _model_rows(bundle: Bundle) -> dict[str, str]:
+    model = bundle.manifest.model
+    features = ", ".join(f"{name} {_shape(shape)}" for name, shape in model.core.prompt_features.items())
+    return {
+        "method": f"{model.method}, {model.backbone}",
+        "input": f"{model.input.width} x {model.input.height} px, {model.input.order}",
+        "normalisation": f"scale {model.input.scale:.6g}, mean {model.input.mean}, std {model.input.std}",
+        "map": f"{model.map.kind}, {model.map.orientations} orientations, cells of {model.map.cell} px, "
+        f"epsilon {model.map.epsilon:g}, clip {model.map.clip:g}, descriptor pool {model.map.descriptor_pool}",
+        "compare": f"levels {', '.join(map(_shape, model.compare.scales))}; "
+        f"sigma {model.compare.sigma:g}, score = mean of the top {model.compare.top_k}",
+        "core": f"{model.core.precision}, prompt features {features or 'none'}",
+    }
+
+
+def _calibration_rows(bundle: Bundle) -> dict[str, str]:
+    c: Calibration | None = bundle.calibration
+    if c is None:
+        return {"state": f"not calibrated; next: calib-threshold {bundle.path} --good DIR"}
+    return {
+        "calibration id": bundle.calibration_id,
+        "threshold": f"{c.threshold:.6g}",
+        "pixel threshold": f"{c.pixel_threshold:.6g}",
+        "false-reject rate": f"{c.false_reject:.4g} stated ({c.method}), at most {c.false_reject_bound:.4g} "
+        f"without assumptions, confidence {c.confidence:.4g}",
+        "good images": f"{c.images}: mean {c.good_mean:.4g}, std {c.good_std:.4g}, max {c.good_max:.4g}",
+        "smallest region": f"{c.min_region_px} px",
+        "pixel size": "unknown" if c.pixel_size_mm is None else f"{c.pixel_size_mm:g} mm",
+        "created": c.created,
+    }
+
+
+def _prompts(bundle: Bundle) -> str:
+    names = bundle.prompt_names
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{len(names)}: {', '.join(names[:4])}{more}" if names else "none"
+
+
+def _print_pairs(out: Console, title: str, rows: dict[str, str]) -> None:
+    table = Table(title=escape(title), show_header=False)
+    for name, value in rows.items():
+        table.add_row(escape(name), escape(value))
+    out.print(table)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _bytes(count: int) -> str:
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _unpack(bundle: Bundle, folder: Path, force: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: exists and is not a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise UsageError(f"{folder}: the folder is not empty", "name another, or add --force")
+    names = [MANIFEST, *bundle.members]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        inside = folder.resolve()
+        for name in names:
+            target = folder / name
+            # A link that was already there could lead the write out of the folder.
+            if not target.resolve().is_relative_to(inside):
+                raise UsageError(f"{target}: a link leads out of the folder", "remove it, or name another folder")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(target) as file:
+                file.write(bundle.read(name))
+    except OSError as error:
+        raise EdgeError(f"{error.filename or folder}: cannot be written: {error.strerror or error}") from error
+    print(f"{folder}: {len(names)} members of {bundle.path}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(None))

@@ -1,0 +1,1 @@
+"""What the station tells the world: events over ZeroMQ, and the client side that reads them."""

@@ -1,0 +1,57 @@
+"""Files that are either wholly old or wholly new."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
+    """Yield a new file that takes the place of `path` when the block ends, all or nothing.
+
+    The bytes are written and synced beside `path` and then renamed over it, so that a full disk, an exception
+    or Ctrl-C leaves the old file as it was and no other file behind.  Whoever has the old file open or mapped
+    keeps it.  The old file's mode and, where permitted, its owner carry over; through a symbolic link it is
+    the file that is replaced, not the link.
+
+    Raises:
+        OSError: the file cannot be written, or `path` exists and is no regular file.
+    """
+    target = Path(os.path.realpath(path))
+    old = target.stat() if target.exists() else None
+    if old is not None and not stat.S_ISREG(old.st_mode):
+        raise OSError(errno.EINVAL, "exists and is not a regular file", str(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            if old is not None:
+                with contextlib.suppress(PermissionError):
+                    os.fchown(descriptor, old.st_uid, old.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Some network file systems cannot sync a folder; the rename has happened all the same.
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

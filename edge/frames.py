@@ -1,0 +1,95 @@
+"""The frame slot: the one place where a frame's bytes and its results live, from the camera to the event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from edge.inspection.result import Inspection
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+
+
+class PixelFormat(str, Enum):
+    """Layout of a frame's bytes: rows of interleaved 8-bit samples."""
+
+    BGR8 = "bgr8"
+    RGB8 = "rgb8"
+    MONO8 = "mono8"
+
+    @property
+    def channels(self) -> int:
+        """Samples per pixel."""
+        return 1 if self is PixelFormat.MONO8 else 3
+
+
+@dataclass
+class FrameMeta:
+    """What is known of a frame beside its bytes.
+
+    `captured_ns` is the monotonic clock (for latencies), `captured_at_ns` the wall clock (for people), both in
+    nanoseconds.  `error` names why there are no usable bytes: such a frame still gets its verdict, `fault`.
+    """
+
+    source: str = ""
+    frame_id: int = 0
+    part_id: str | None = None
+    captured_ns: int = 0
+    captured_at_ns: int = 0
+    capture_ms: float = 0.0
+    error: str | None = None
+
+
+@dataclass
+class Slot:
+    """One frame slot: memory allocated once and reused for every frame that passes through it.
+
+    `memory` is a flat, 64-byte aligned uint8 buffer.  `pixels` is the view of it that the current frame occupies,
+    shape `(height, width)` for mono8 and `(height, width, 3)` otherwise, C-contiguous.  `anomaly_map` is float32
+    `(H, W)` at the model's input size, `mask` is uint8 `(H, W // 8)`, rows packed as `numpy.packbits` does.
+    The ring hands a slot to one owner at a time: camera, then inspector, then publisher, then back.
+    """
+
+    index: int
+    memory: U8
+    anomaly_map: F32
+    mask: U8
+    pixels: U8 = field(default_factory=lambda: np.empty((0, 0), np.uint8))
+    pixel_format: PixelFormat = PixelFormat.BGR8
+    meta: FrameMeta = field(default_factory=FrameMeta)
+    inspection: Inspection | None = None
+
+    def shape_pixels(self, height: int, width: int, pixel_format: PixelFormat) -> U8:
+        """Point `pixels` at the first bytes of `memory` with this shape and return it, to be written in place.
+
+        Memory grows when the frame does not fit: with cameras of one size that is never after the first frame.
+        """
+        channels = pixel_format.channels
+        shape = (height, width) if channels == 1 else (height, width, channels)
+        if self.pixels.shape != shape or self.pixel_format is not pixel_format:
+            size = height * width * channels
+            if size > self.memory.size:
+                self.memory = aligned_bytes(size)
+            self.pixels = self.memory[:size].reshape(shape)
+            self.pixel_format = pixel_format
+        return self.pixels
+
+
+def aligned_bytes(size: int, alignment: int = 64) -> U8:
+    """Return `size` zeroed bytes whose address is a multiple of `alignment`, every page touched."""
+    raw = np.zeros(size + alignment, np.uint8)
+    raw.fill(0)
+    offset = -raw.ctypes.data % alignment
+    return raw[offset : offset + size]
+
+
+def aligned_f32(*shape: int) -> F32:
+    """Return a zeroed, 64-byte aligned float32 array of this shape."""
+    size = int(np.prod(shape))
+    return aligned_bytes(size * 4).view(np.float32).reshape(shape)

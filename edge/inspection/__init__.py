@@ -1,0 +1,1 @@
+"""From a frame slot to a verdict: before → core → after."""

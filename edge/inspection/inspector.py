@@ -1,0 +1,198 @@
+"""The inspector: one frame slot in, one verdict out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+import msgspec
+
+from edge.bundle import Bundle
+from edge.errors import BundleMismatchError, FrameError, GoldenError
+from edge.frames import U8, FrameMeta, PixelFormat, Slot
+from edge.inspection.regions import find_regions
+from edge.inspection.result import Inspection, Region, Verdict
+from edge.inspection.select import open_runtime
+from edge.manifest import Calibration
+
+#: A frame whose samples all lie within this many of the 255 grey levels shows nothing but sensor noise.
+NO_CONTRAST = 4
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """One golden frame on this runtime: the score now, the score recorded, `error` = their relative difference."""
+
+    name: str
+    score: float
+    recorded: float
+    error: float
+
+
+class Inspector:
+    """A bundle's model and its decision rule.  Not thread-safe: one thread inspects.
+
+    Args:
+        bundle: keep it open as long as the inspector is in use.
+        runtime: `auto`, `portable` or `cuda`.
+        threads: of the core; default: the runtime's own choice.
+        precision: of the core, `f32` or `bf16`.
+        calibration: the decision rule, default the bundle's own.
+        uncalibrated: accept that there is none and only score: both thresholds are infinite, every whole frame `ok`.
+
+    Raises:
+        BundleMismatchError: no calibration, and not `uncalibrated`; or a graph that is not the manifest's.
+        RuntimeUnavailableError: the asked-for runtime or precision is not on this machine.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        runtime: str = "auto",
+        threads: int | None = None,
+        precision: str = "f32",
+        calibration: Calibration | None = None,
+        uncalibrated: bool = False,
+    ) -> None:
+        self.bundle_id = bundle.bundle_id
+        self.calibration_id = bundle.calibration_id if calibration is None else _digest(calibration)
+        self.calibration = calibration or bundle.calibration
+        if uncalibrated:
+            self.calibration, self.calibration_id = None, ""
+        elif self.calibration is None:
+            raise BundleMismatchError(
+                f"{bundle.path} has no calibration: there is no threshold to decide by",
+                f"calib-threshold {bundle.path} --good FOLDER_OF_GOOD_IMAGES",
+            )
+        self.threshold = self.calibration.threshold if self.calibration else math.inf
+        self.pixel_threshold = self.calibration.pixel_threshold if self.calibration else math.inf
+        self._bundle = bundle
+        self._runtime, self._why = open_runtime(bundle, runtime, threads=threads, precision=precision)
+
+    @property
+    def describe(self) -> str:
+        """One line: runtime, device, precision, threads, kernels, and why this runtime."""
+        return f"{self._runtime.describe} ({self._why})"
+
+    def make_slots(self, count: int, frame_bytes: int) -> list[Slot]:
+        """Allocate frame slots in memory that the runtime reads without a copy."""
+        return self._runtime.make_slots(count, frame_bytes)
+
+    def inspect(self, slot: Slot) -> Inspection:
+        """Fill the slot's `anomaly_map`, `mask` and `inspection`, and return the latter.
+
+        A bad frame never raises: its verdict is `fault`, with the reason.
+        """
+        slot.inspection = self._inspect(slot)
+        if slot.inspection.verdict is Verdict.FAULT:
+            # What lies there is the last frame's, or nonsense.
+            slot.anomaly_map.fill(0)
+            slot.mask.fill(0)
+        return slot.inspection
+
+    def _inspect(self, slot: Slot) -> Inspection:
+        if slot.meta.error is not None:
+            return self.fault(slot.meta.error)
+        try:
+            _require_contrast(slot.pixels)
+            self._runtime.before(slot)
+            self._runtime.core(slot)
+            outcome = self._runtime.after(slot, self.pixel_threshold)
+        except FrameError as error:
+            return self.fault(error.problem)
+        if not (math.isfinite(outcome.score) and math.isfinite(outcome.peak)):
+            return self.fault("the network returned numbers that are not finite")
+
+        inspection = Inspection(
+            verdict=Verdict.NG if outcome.score > self.threshold else Verdict.OK,
+            score=outcome.score,
+            peak=outcome.peak,
+            threshold=self.threshold,
+            prompt=outcome.prompt,
+            latency_ms=outcome.latency_ms,
+        )
+        if inspection.verdict is Verdict.NG:
+            start = perf_counter_ns()
+            inspection.regions = self._regions(slot)
+            inspection.latency_ms["after"] += (perf_counter_ns() - start) / 1e6
+        return inspection
+
+    def _regions(self, slot: Slot) -> list[Region]:
+        height, width = slot.pixels.shape[:2]
+        rule = self.calibration
+        return find_regions(
+            slot.mask,
+            slot.anomaly_map,
+            (width, height),
+            rule.min_region_px if rule else 0,
+            rule.pixel_size_mm if rule else None,
+        )
+
+    def fault(self, reason: str) -> Inspection:
+        """Return the inspection of a frame that could not be judged."""
+        return Inspection(Verdict.FAULT, math.nan, math.nan, self.threshold, reason)
+
+    def verify_golden(self) -> list[GoldenResult]:
+        """Score the bundle's golden frames on this runtime.
+
+        Raises:
+            GoldenError: a score is further from the recorded one than the bundle's tolerance.
+        """
+        golden = self._bundle.golden
+        results = []
+        slot = self.make_slots(1, 0)[0]
+        for frame in golden.frames:
+            image = self._bundle.golden_image(frame.name)
+            height, width = image.shape[:2]
+            slot.shape_pixels(height, width, PixelFormat.BGR8)[:] = image
+            slot.meta = FrameMeta(source=frame.name)
+            inspection = self.inspect(slot)
+            if inspection.verdict is Verdict.FAULT:
+                raise GoldenError(f"{self._bundle.path}: golden frame {frame.name}: {inspection.reason}")
+            error = abs(inspection.score - frame.score) / max(abs(frame.score), 1e-6)
+            results.append(GoldenResult(frame.name, inspection.score, frame.score, error))
+        worst = max(results, key=lambda result: result.error, default=None)
+        if worst and not worst.error <= golden.tolerance:
+            raise GoldenError(
+                f"{self._bundle.path}: golden frame {worst.name} scores {worst.score:.5g} here, "
+                f"{worst.recorded:.5g} when it was recorded: {worst.error:.2%} apart, {golden.tolerance:.2%} accepted "
+                f"({self._runtime.describe})",
+                "use --precision f32, or export the run again with this release",
+            )
+        return results
+
+    def close(self) -> None:
+        """Free the model."""
+        self._runtime.close()
+
+    def __enter__(self) -> Inspector:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _require_contrast(pixels: U8) -> None:
+    """Refuse a frame that shows nothing: a covered lens or a dead sensor must not pass as a good part."""
+    if not pixels.size:
+        raise FrameError(f"the frame is empty (shape {pixels.shape})")
+    rows, columns = (max(1, size // 32) for size in pixels.shape[:2])
+    # A coarse sample settles it for every ordinary frame; only a suspect is looked at whole.
+    if not _flat(pixels[::rows, ::columns]) or not _flat(pixels):
+        return
+    level = int(pixels.max())
+    what = "all black" if level <= NO_CONTRAST else f"of one colour (brightest sample {level})"
+    raise FrameError(f"the frame is {what}: no contrast")
+
+
+def _flat(pixels: U8) -> bool:
+    channels = [pixels] if pixels.ndim == 2 else [pixels[..., index] for index in range(pixels.shape[2])]
+    return all(int(channel.max()) - int(channel.min()) <= NO_CONTRAST for channel in channels)
+
+
+def _digest(calibration: Calibration) -> str:
+    """Return the calibration id as a bundle computes it: 16 hex digits of the SHA-256 of its JSON."""
+    return hashlib.sha256(msgspec.json.encode(calibration)).hexdigest()[:16]

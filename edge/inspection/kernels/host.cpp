@@ -1,0 +1,97 @@
+// The kernels as plain C functions for a CPU.  Compiled once per instruction set, REDI_ISA being the functions' suffix.
+//
+// The structures are mirrored in edge/inspection/native.py; a change of either raises REDI_ABI in dispatch.cpp.
+// Callers vouch for every size and pointer: nothing is checked here, nothing is allocated, nothing is kept.
+#include "compare.cu"
+#include "hog.cu"
+#include "nearest.cu"
+#include "prepare.cu"
+
+#define JOIN_(name, isa) name##_##isa
+#define JOIN(name, isa) JOIN_(name, isa)
+#define API(name) extern "C" __attribute__((visibility("default"))) void JOIN(name, REDI_ISA)
+
+namespace {
+
+struct PrepareTables {
+  Axis rows, columns;
+  Colour colour;
+  int32_t channels, height, width, strip;
+};
+
+struct HogTables {
+  int32_t height, width, cell, orientations, pool;
+  float nearest, epsilon, clip;
+  const float* direction;
+  float *cells, *first, *second;  // scratch
+};
+
+struct ScaleTables {
+  int32_t channels, rows, columns, taps;
+  const int32_t* start;
+  const float* weight;
+};
+
+struct CompareTables {
+  int32_t height, width, top_k, scales;
+  const ScaleTables* scale;
+  const int32_t *begin, *row;
+  const float* weight;
+  float *distance, *spread;  // scratch: one scale's distances; all scales' spread rows
+  int32_t* group_peak;       // scratch
+};
+
+struct Comparison {
+  float score, peak;
+  int32_t flagged;
+};
+
+template <typename Kernel, typename... Arguments>
+inline __attribute__((always_inline)) void launch(Kernel kernel, int blocks, Arguments... arguments) {
+  for (int block = 0; block < blocks; block++) kernel(block, arguments...);
+}
+
+int divided_up(int a, int b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+API(redi_prepare)(const PrepareTables* p, const uint8_t* pixels, int64_t stride, float* x, float* grey) {
+  const int blocks = p->height * divided_up(p->width, p->strip);
+  launch(p->channels == 1 ? prepare_mono : prepare_colour, blocks, pixels, stride, p->rows, p->columns, p->colour,
+         p->height, p->width, p->strip, x, grey);
+}
+
+API(redi_hog)(const HogTables* p, const float* grey, float* h) {
+  const int high = p->height / p->cell, wide = p->width / p->cell, n = p->orientations;
+  launch(hog_cells, high * divided_up(p->width, HOG_STRIP / p->cell * p->cell), grey, p->height, p->width, p->cell, n,
+         p->direction, p->nearest, p->cells);
+  launch(hog_norms, high - 1, p->cells, high, wide, n, p->epsilon, p->clip, p->first, p->second);
+  launch(hog_map, high, p->cells, high, wide, n, p->clip, p->first, p->second, h);
+}
+
+API(redi_descriptor)(const HogTables* p, const float* h, float* descriptor) {
+  const int wide = p->width / p->cell, rows = p->orientations * (p->height / p->cell / p->pool);
+  launch(descriptor_pool, rows, h, wide, p->pool, descriptor);
+  launch(descriptor_unit, 1, descriptor, rows * (wide / p->pool));
+}
+
+API(redi_nearest)(const float* descriptor, const float* bank, int entries, int size, float* similarity, int* best) {
+  launch(bank_similarity, entries, descriptor, bank, size, similarity);
+  launch(bank_nearest, 1, similarity, entries, best);
+}
+
+API(redi_compare)(const CompareTables* p, const float* const* fx, const float* const* fy, float threshold, float* map,
+                  uint8_t* mask, Comparison* result) {
+  float* spread = p->spread;
+  for (int l = 0; l < p->scales; l++) {
+    const ScaleTables& s = p->scale[l];
+    const int positions = s.rows * s.columns;
+    launch(cosine_distance, divided_up(positions, COMPARE_STRIP), fx[l], fy[l], s.channels, positions, p->distance);
+    launch(spread_columns, s.rows, p->distance, s.columns, s.start, s.weight, s.taps, p->width, spread);
+    spread += static_cast<int64_t>(s.rows) * p->width;
+  }
+  result->flagged = 0;
+  launch(combine_rows, p->height * divided_up(p->width, COMPARE_STRIP), p->spread, p->begin, p->row, p->weight,
+         p->width, threshold, map, mask, p->group_peak, &result->flagged);
+  launch(top_mean, 1, map, p->group_peak, p->height * p->width / GROUP, p->top_k, &result->score, &result->peak);
+}

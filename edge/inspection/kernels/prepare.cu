@@ -1,0 +1,99 @@
+// Camera bytes → the network input X and a grey plane, in one pass over the frame.
+//
+// A block makes `strip` output columns of one output row.  It adds up the weighted source rows into SHARED floats,
+// then the weighted source columns.  The weights of each axis (box where it shrinks, bilinear where it grows) are
+// tables computed once per frame size; they are non-negative and sum to 1 for every output.
+#include "phases.h"
+
+// Samples of one source row segment that a block can hold: 16 KiB, so that it stays in a CPU's first-level cache.
+constexpr int PREPARE_SAMPLES = 4096;
+// The most output columns that a block can hold.
+constexpr int PREPARE_COLUMNS = 512;
+
+// Taps of the output positions along one axis: output o is the sum over t < taps of weight[o * taps + t] times source
+// start[o] + t.  Outputs that need fewer taps have zeros at either end, within the source.
+struct Axis {
+  const int32_t* start;
+  const float* weight;
+  int32_t taps;
+};
+
+// The plane of X that each sample of a source pixel feeds, and the linear map from the one to the other.
+struct Colour {
+  int32_t plane[3];
+  float gain[3];
+  float offset[3];
+  int32_t blue_first;
+};
+
+// sum[i] (+)= weights · K successive source rows.
+template <int K>
+DEVICE void add_rows(float* __restrict__ sum, const uint8_t* __restrict__ row, int64_t stride,
+                     const float* __restrict__ weight, int samples, bool first) {
+  PHASE(i, samples) {
+    float value = first ? 0.0f : sum[i];
+    UNROLL for (int k = 0; k < K; k++) value += weight[k] * static_cast<float>(row[k * stride + i]);
+    sum[i] = value;
+  }
+}
+
+template <int CHANNELS>
+DEVICE void prepare(int block, const uint8_t* __restrict__ pixels, int64_t stride, Axis rows, Axis columns,
+                    Colour colour, int height, int width, int strip, float* __restrict__ x, float* __restrict__ grey) {
+  SHARED(float, sum, PREPARE_SAMPLES + 4);
+  SHARED(float, line, PREPARE_COLUMNS * 4);
+  const int strips = (width + strip - 1) / strip;
+  const int y = block / strips, x0 = block % strips * strip, outputs = smaller(strip, width - x0);
+  const int first = columns.start[x0];
+  const int samples = (columns.start[x0 + outputs - 1] + columns.taps - first) * CHANNELS;
+
+  const float* weight = rows.weight + y * rows.taps;
+  int t = 0, end = rows.taps;
+  while (weight[t] == 0.0f) t++;
+  while (weight[end - 1] == 0.0f) end--;
+  const uint8_t* row = pixels + rows.start[y] * stride + first * CHANNELS;
+  for (bool fresh = true; t < end; fresh = false) {
+    const int k = end - t >= 4 ? 4 : end - t >= 2 ? 2 : 1;
+    if (k == 4) add_rows<4>(sum, row + t * stride, stride, weight + t, samples, fresh);
+    if (k == 2) add_rows<2>(sum, row + t * stride, stride, weight + t, samples, fresh);
+    if (k == 1) add_rows<1>(sum, row + t * stride, stride, weight + t, samples, fresh);
+    t += k;
+  }
+  // Pixels are summed below as four samples, whatever their number of channels: one vector on a CPU.
+  EACH(i, 4) sum[samples + i] = 0.0f;
+  SYNC();
+
+  EACH(j, outputs) {
+    const float* source = sum + (columns.start[x0 + j] - first) * CHANNELS;
+    const float* tap = columns.weight + (x0 + j) * columns.taps;
+    float pixel[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int k = 0; k < columns.taps; k++) {
+      UNROLL for (int c = 0; c < 4; c++) pixel[c] += tap[k] * source[k * CHANNELS + c];
+    }
+    UNROLL for (int c = 0; c < 4; c++) line[j * 4 + c] = pixel[c];
+  }
+
+  const int64_t plane = static_cast<int64_t>(height) * width, at = static_cast<int64_t>(y) * width + x0;
+  float* x_a = x + colour.plane[0] * plane + at;
+  float* x_b = x + colour.plane[1] * plane + at;
+  float* x_c = x + colour.plane[2] * plane + at;
+  PHASE(j, outputs) {
+    const float a = line[j * 4], b = CHANNELS == 1 ? a : line[j * 4 + 1], c = CHANNELS == 1 ? a : line[j * 4 + 2];
+    x_a[j] = a * colour.gain[0] + colour.offset[0];
+    x_b[j] = b * colour.gain[1] + colour.offset[1];
+    x_c[j] = c * colour.gain[2] + colour.offset[2];
+    // Rec. 601 luma, as grey levels 0–1.
+    const float red = colour.blue_first ? c : a, blue = colour.blue_first ? a : c;
+    grey[at + j] = (0.299f * red + 0.587f * b + 0.114f * blue) * (1.0f / 255.0f);
+  }
+}
+
+KERNEL(prepare_colour, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour, int height,
+       int width, int strip, float* x, float* grey) {
+  prepare<3>(BLOCK, pixels, stride, rows, columns, colour, height, width, strip, x, grey);
+}
+
+KERNEL(prepare_mono, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour, int height,
+       int width, int strip, float* x, float* grey) {
+  prepare<1>(BLOCK, pixels, stride, rows, columns, colour, height, width, strip, x, grey);
+}

@@ -1,0 +1,217 @@
+"""The portable runtime: native *before* and *after* kernels, *core* on OpenVINO, on any CPU.
+
+Every array between the frame slot and the result is allocated once and bound once.  OpenVINO reads its inputs from
+the arrays that *before* writes and writes its outputs into the arrays that *after* reads; choosing a prompt binds
+another, already made view of the bank: a pointer moves, no data does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import openvino as ov
+
+from edge.bundle import CORE, Bundle
+from edge.errors import BundleError, BundleMismatchError, RuntimeUnavailableError, UsageError
+from edge.frames import F32, Slot, aligned_bytes, aligned_f32
+from edge.inspection.native import Comparer, Preprocessor
+from edge.inspection.prompts import PromptBank
+from edge.inspection.runtime import Outcome
+
+#: Arithmetic of the core, by its name on the command line.
+PRECISIONS = ("f32", "bf16")
+
+
+class PortableRuntime:
+    """A bundle's model on this machine's CPU; see `edge.inspection.runtime.Runtime`.
+
+    Args:
+        bundle: where the graph and the prompt bank are; keep it open as long as the runtime is in use.
+        threads: of the core; default: the physical cores that this process may use.
+        precision: `f32`, the same numbers on every CPU, or `bf16` where the CPU has it: faster, scores move a little.
+
+    Raises:
+        BundleError: the graph cannot be read.
+        BundleMismatchError: the graph's inputs or outputs are not those that the manifest promises.
+        RuntimeUnavailableError: this CPU lacks the asked-for precision.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, precision: str = "f32") -> None:
+        spec = bundle.manifest.model
+        if precision not in PRECISIONS:
+            raise UsageError(f"unknown precision {precision!r}", f"one of {', '.join(PRECISIONS)}")
+        if threads is not None and threads < 1:
+            raise UsageError(f"{threads} threads", "at least 1")
+        height, width = spec.input.height, spec.input.width
+        self._height, self._width = height, width
+        self._preprocess = Preprocessor(spec.input, spec.map)
+        self._compare = Comparer(spec.compare, height, width)
+        self._descriptor = aligned_f32(self._preprocess.descriptor_size)
+        self._bank = PromptBank.load(bundle) if spec.core.uses_prompt else None
+        # With the batch axis that the graph has; the kernels take the arrays without it.
+        self._inputs = {"x": aligned_f32(1, 3, height, width)}
+        h = aligned_f32(1, *self._preprocess.map_shape)
+        if spec.core.uses_prompt:
+            self._inputs["h"] = h
+        self._x, self._h = self._inputs["x"][0], h[0]
+        self._outputs = {
+            f"{side}_{level}": aligned_f32(1, *shape)
+            for side in ("fx", "fy")
+            for level, shape in enumerate(spec.compare.scales)
+        }
+        levels = range(len(spec.compare.scales))
+        self._fx = [self._outputs[f"fx_{level}"][0] for level in levels]
+        self._fy = [self._outputs[f"fy_{level}"][0] for level in levels]
+
+        core = ov.Core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise RuntimeUnavailableError("this CPU has no bf16 arithmetic", "use --precision f32")
+        features = self._bank.features if self._bank else {}
+        with _compiling(bundle):
+            graph = core.read_model(bytes(bundle.read(CORE)))
+        # Asked of the graph as written: compiling adds names of its own.  The order stays.
+        taken = {name: array.shape for name, array in self._inputs.items()}
+        taken |= {f"prompt_{name}": (1, *entries.shape[1:]) for name, entries in features.items()}
+        inputs = _ports(bundle, "input", graph.inputs, taken)
+        given = {name: array.shape for name, array in self._outputs.items()}
+        outputs = _ports(bundle, "output", graph.outputs, given)
+        with _compiling(bundle):
+            self._compiled = core.compile_model(graph, "CPU", _settings(threads or physical_cores(), precision))
+            self._request = self._compiled.create_infer_request()
+        for name, array in self._inputs.items():
+            self._request.set_input_tensor(inputs[name], _shared(array))
+        for name, array in self._outputs.items():
+            self._request.set_output_tensor(outputs[name], _shared(array))
+        self._prompts = [
+            [(inputs[f"prompt_{name}"], _shared(entries[index : index + 1])) for name, entries in features.items()]
+            for index in range(len(self._bank) if self._bank else 0)
+        ]
+        self._prompt = -1
+        self._before_ms = self._core_ms = 0.0
+
+    @property
+    def describe(self) -> str:
+        """One line for people: runtime, device, precision, threads, kernels."""
+        device = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
+        precision = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        threads = self._compiled.get_property("INFERENCE_NUM_THREADS")
+        version = ov.__version__.split("-")[0]
+        return (
+            f"portable: OpenVINO {version} {precision} on {device}, "
+            f"{threads} thread{'s' if threads > 1 else ''}, {self._preprocess.isa} kernels"
+        )
+
+    def make_slots(self, count: int, frame_bytes: int) -> list[Slot]:
+        """Allocate frame slots: plain memory, for here the slot is what the kernels read."""
+        return [
+            Slot(
+                index=index,
+                memory=aligned_bytes(frame_bytes),
+                anomaly_map=aligned_f32(self._height, self._width),
+                mask=aligned_bytes(self._height * self._width // 8).reshape(self._height, self._width // 8),
+            )
+            for index in range(count)
+        ]
+
+    def before(self, slot: Slot) -> None:
+        """Turn the slot's pixels into the core's inputs and choose the prompt.
+
+        Raises:
+            FrameError: the frame cannot be used (size zero, wrong channel count).
+        """
+        start = perf_counter_ns()
+        self._preprocess(slot.pixels, slot.pixel_format, self._x, self._h, self._descriptor)
+        if self._bank:
+            prompt = self._bank.choose(self._descriptor)
+            if prompt != self._prompt:
+                for port, tensor in self._prompts[prompt]:
+                    self._request.set_input_tensor(port, tensor)
+                self._prompt = prompt
+        self._before_ms = (perf_counter_ns() - start) / 1e6
+
+    def core(self, slot: Slot) -> None:
+        """Run the network on what `before` prepared."""
+        start = perf_counter_ns()
+        # Without share_outputs the binding copies every output into a fresh array.
+        self._request.infer(share_outputs=True, decode_strings=False)
+        self._core_ms = (perf_counter_ns() - start) / 1e6
+
+    def after(self, slot: Slot, pixel_threshold: float) -> Outcome:
+        """Compare the features: fill the slot's `anomaly_map` and `mask` (map above `pixel_threshold`) and return."""
+        start = perf_counter_ns()
+        found = self._compare(self._fx, self._fy, pixel_threshold, slot.anomaly_map, slot.mask)
+        after_ms = (perf_counter_ns() - start) / 1e6
+        latency_ms = {"before": self._before_ms, "core": self._core_ms, "after": after_ms}
+        return Outcome(found.score, found.peak, self._prompt, latency_ms)
+
+    def close(self) -> None:
+        """Free the model; the slots' memory stays valid as long as it is referenced."""
+        self._prompts.clear()
+        del self._request, self._compiled
+
+
+def physical_cores() -> int:
+    """Return how many cores this process may use, hyper-threads of one core counted once."""
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
+    return len(cores)
+
+
+def _settings(threads: int, precision: str) -> dict[str, Any]:
+    return {
+        # OpenVINO would choose bf16 by itself where AMX exists: scores must not depend on the machine.
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": threads,
+        # Pinned threads wait for their own core even when another is idle: bad on a machine that is shared.
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+@contextmanager
+def _compiling(bundle: Bundle) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # The binding's message is a stack of source lines; its last line says what went wrong.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise BundleError(
+            f"{bundle.path}: {CORE} cannot be compiled: {lines[-1] if lines else 'no reason given'}",
+            "export the run again with this release",
+        ) from error
+
+
+def _ports(bundle: Bundle, kind: str, ports: list[Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    """Return each port's index by name, after checking that the graph has these ports, in float32, and no others."""
+    found = {
+        next((name for name in sorted(port.get_names()) if name in shapes), port.get_any_name()): index
+        for index, port in enumerate(ports)
+    }
+    if found.keys() != shapes.keys():
+        raise BundleMismatchError(
+            f"{bundle.path}: {CORE} has the {kind}s {sorted(found)}, its manifest promises {sorted(shapes)}",
+            "engine and manifest belong to different models: export the run again",
+        )
+    for name, index in found.items():
+        shape = tuple(size.get_length() if size.is_static else -1 for size in ports[index].get_partial_shape())
+        element = ports[index].get_element_type().get_type_name()
+        if shape != shapes[name] or element != "f32":
+            raise BundleMismatchError(
+                f"{bundle.path}: {CORE} has {kind} {name} of {element} {shape}, "
+                f"its manifest promises f32 {shapes[name]}",
+                "engine and manifest belong to different models: export the run again",
+            )
+    return found
+
+
+def _shared(array: F32) -> Any:
+    """Return a tensor over the array's own memory.  Unlike the `shared_memory` form, this one takes read-only maps."""
+    return ov.Tensor(array, ov.Shape(array.shape), ov.Type.f32)

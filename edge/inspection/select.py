@@ -1,0 +1,32 @@
+"""Which runtime inspects on this machine, and why."""
+
+from __future__ import annotations
+
+from edge.bundle import Bundle
+from edge.errors import RuntimeUnavailableError, UsageError
+from edge.inspection.runtime import Runtime
+
+#: Names on the command line.
+RUNTIMES = ("auto", "portable", "cuda")
+
+
+def open_runtime(
+    bundle: Bundle, name: str = "auto", *, threads: int | None = None, precision: str = "f32"
+) -> tuple[Runtime, str]:
+    """Return the runtime of this name, loaded with the bundle's model, and one line that explains the choice.
+
+    Raises:
+        RuntimeUnavailableError: it is not on this machine.
+        BundleError: the bundle's model cannot be loaded.
+    """
+    if name not in RUNTIMES:
+        raise UsageError(f"unknown runtime {name!r}", f"one of {', '.join(RUNTIMES)}")
+    if name == "cuda":
+        raise RuntimeUnavailableError(
+            "this release has no CUDA runtime", "use --runtime portable, which runs on any CPU"
+        )
+    # Imported here: loading OpenVINO takes a moment that a refusal above need not wait for.
+    from edge.inspection.portable import PortableRuntime
+
+    why = "asked for" if name == "portable" else "auto: the only runtime of this release, any CPU"
+    return PortableRuntime(bundle, threads=threads, precision=precision), why

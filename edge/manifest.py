@@ -1,0 +1,146 @@
+"""The typed contents of a bundle's `manifest.json`, `calibration.json` and `golden.json`.
+
+Data only: `edge.bundle` reads and writes them, the inspector and the trainers obey them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+#: Raised by one whenever an older release could misread a newer bundle.
+SCHEMA_VERSION = 1
+
+
+class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How camera bytes become the network input `X`, shape `(3, height, width)`, float32.
+
+    The frame is resized to `height` x `width` (both multiples of 32; area-weighted where it shrinks, bilinear where
+    it grows), its samples put in the channel order `order`, then `X[c] = (value * scale - mean[c]) / std[c]`.
+    """
+
+    height: int = 256
+    width: int = 256
+    order: str = "rgb"
+    scale: float = 1.0 / 255.0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class MapSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The self-generated map `H`: HOG cells, shape `(orientations, height / cell, width / cell)`, and its descriptor.
+
+    `epsilon` is the L2-Hys regulariser in units of grey level 0–1, `clip` its ceiling.  The descriptor used to choose
+    a prompt is `H` average-pooled by `descriptor_pool` x `descriptor_pool` cells and scaled to unit length.
+    """
+
+    kind: str = "hog"
+    orientations: int = 9
+    cell: int = 8
+    epsilon: float = 0.05
+    clip: float = 0.2
+    descriptor_pool: int = 2
+
+
+class CompareSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The fused comparison: `map = Gaussian_sigma(sum_l Up_bilinear(1 - cos(F_X^l, F_Y^l)))`, score = top-k mean.
+
+    `scales` lists `(channels, height, width)` of each feature level, finest first.
+    """
+
+    scales: tuple[tuple[int, int, int], ...]
+    sigma: float = 4.0
+    top_k: int = 100
+
+
+class CoreSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The network between *before* and *after*, a portable ONNX graph in the member `core.onnx`.
+
+    Inputs, batch 1: `x` `(1, 3, H, W)`; where `uses_prompt`, also `h` `(1, *map shape)` and one `prompt_NAME` per
+    entry of `prompt_features`, whose bank is the member `prompts/NAME.npy`, shape `(K, *shape)`, float32 or float16.
+    Outputs: `fx_0 … fx_n`, `fy_0 … fy_n`, shape `(1, *scale)`, float32, in the order of `CompareSpec.scales`.
+    `precision` is that of the graph's weights and arithmetic: `fp32` or `fp16` (mixed, with fp32 islands).
+    """
+
+    precision: str = "fp32"
+    uses_prompt: bool = True
+    prompt_features: dict[str, tuple[int, ...]] = {}
+
+
+class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that a runtime must know of the model; `method` and `backbone` are for people."""
+
+    method: str
+    backbone: str
+    input: InputSpec
+    map: MapSpec
+    compare: CompareSpec
+    core: CoreSpec
+
+
+class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Size in bytes and SHA-256 (hex) of one member of the bundle."""
+
+    size: int
+    sha256: str
+
+
+class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a compiled engine is good for: it must equal the running machine's key to be used."""
+
+    runtime: str
+    device: str
+    version: str
+    precision: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The table of contents: `members` covers every file of the bundle but the manifest itself.
+
+    `engines` maps a member's name to the machine it was compiled for.  `provenance` is free text by key: training-data
+    digest, seed, versions.
+    """
+
+    schema: int
+    created: str
+    model: ModelSpec
+    members: dict[str, Member]
+    provenance: dict[str, str] = {}
+    engines: dict[str, EngineKey] = {}
+
+
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The decision rule, made from good images alone; member `calibration.json`.
+
+    A part is `ng` when its image score exceeds `threshold`; its mask is where the map exceeds `pixel_threshold`, which
+    is never above `threshold`, so that an `ng` part always has a region.  `false_reject` is the rate asked for,
+    `false_reject_bound` the distribution-free upper bound at `confidence` that the images support on their own.
+    """
+
+    threshold: float
+    pixel_threshold: float
+    false_reject: float
+    false_reject_bound: float
+    confidence: float
+    images: int
+    method: str
+    created: str
+    good_mean: float
+    good_std: float
+    good_max: float
+    min_region_px: int = 0
+    pixel_size_mm: float | None = None
+
+
+class GoldenFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One pinned frame: member `golden/NAME.png` (lossless), with the score and peak every runtime must reproduce."""
+
+    name: str
+    score: float
+    peak: float
+
+
+class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Member `golden.json`: `tolerance` is the largest accepted `|score - recorded| / recorded`."""
+
+    tolerance: float
+    frames: tuple[GoldenFrame, ...]

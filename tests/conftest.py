@@ -1,0 +1,20 @@
+"""Fixtures that several packages' tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before any library reads them: tests share the machine, and spinning threads slow everybody down.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from tests.tiny_bundle import TinyBundle, write_tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyBundle:
+    """A calibrated tiny bundle for all tests together: copy it before you change it."""
+    return write_tiny_bundle(Path(tmp_path_factory.mktemp("tiny")) / "redi.plan")

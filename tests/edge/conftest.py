@@ -1,0 +1,69 @@
+"""A small real bundle, for the tests of all that reads one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+
+from edge.bundle import write_bundle
+from edge.manifest import (
+    CompareSpec,
+    CoreSpec,
+    Golden,
+    GoldenFrame,
+    InputSpec,
+    MapSpec,
+    ModelSpec,
+)
+
+PROMPTS = 3
+
+
+def small_model(**changes: Any) -> ModelSpec:
+    model = ModelSpec(
+        method="redi",
+        backbone="resnet18",
+        input=InputSpec(height=32, width=64),
+        map=MapSpec(),
+        compare=CompareSpec(scales=((4, 8, 16), (8, 4, 8)), sigma=2.0, top_k=10),
+        core=CoreSpec(prompt_features={"key": (2, 3), "value": (4,)}),
+    )
+    return msgspec.structs.replace(model, **changes)
+
+
+def small_members() -> dict[str, bytes | np.ndarray]:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (6, 5, 3), np.uint8)
+    golden = Golden(tolerance=0.01, frames=(GoldenFrame("good 1", 0.25, 0.5),))
+    return {
+        "core.onnx": b"not a graph, but bytes all the same",
+        "prompts/descriptors.npy": rng.random((PROMPTS, 9 * 2 * 4), np.float32),
+        "prompts/key.npy": rng.random((PROMPTS, 2, 3), np.float32),
+        "prompts/value.npy": rng.random((PROMPTS, 4), np.float32).astype(np.float16),
+        "prompts/names.json": msgspec.json.encode(["a.png", "b.png", "ü.png"]),
+        "golden.json": msgspec.json.encode(golden),
+        "golden/good 1.png": cv2.imencode(".png", image)[1].tobytes(),
+    }
+
+
+@pytest.fixture
+def model() -> Callable[..., ModelSpec]:
+    return small_model
+
+
+@pytest.fixture
+def members() -> dict[str, bytes | np.ndarray]:
+    return small_members()
+
+
+@pytest.fixture
+def bundle_path(tmp_path: Path) -> Path:
+    path = tmp_path / "redi.plan"
+    write_bundle(path, model=small_model(), members=small_members(), provenance={"seed": "7"})
+    return path

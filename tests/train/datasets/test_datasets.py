@@ -1,0 +1,489 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from edge.errors import DataError
+from train.datasets import Dataset, Sample, load_images, load_mask, open_dataset
+from train.datasets.base import read_mask
+
+RNG = np.random.default_rng(5)
+SHARED = Path(os.environ.get("REDI_SHARED_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
+
+
+def image(path: Path, size: tuple[int, int] = (12, 10), value: int | None = None) -> Path:
+    """Write a small colour image of (width, height) with the writer that the suffix names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = RNG.integers(0, 256, (size[1], size[0], 3), np.uint8)
+    if value is not None:
+        pixels[:] = value
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def mask(path: Path, size: tuple[int, int] = (12, 10), defect: bool = True) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((size[1], size[0]), np.uint8)
+    if defect:
+        pixels[2:6, 3:8] = 255
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def make_mvtec(root: Path) -> Path:
+    for number in range(3):
+        image(root / "train/good" / f"{number:03}.png")
+    for number in range(2):
+        image(root / "test/good" / f"{number:03}.png")
+        image(root / "test/scratch" / f"{number:03}.png")
+        mask(root / "ground_truth/scratch" / f"{number:03}_mask.png")
+    image(root / "test/dent/000.png")
+    mask(root / "ground_truth/dent/000.png")
+    image(root / "test/colour/000.png")
+    return root
+
+
+def make_visa(root: Path) -> Path:
+    rows = ["object,split,label,image,mask"]
+    for name in ("candle", "pcb1"):
+        for number in range(4):
+            relative = f"{name}/Data/Images/Normal/{number:04}.JPG"
+            image(root / relative)
+            rows.append(f"{name},{'train' if number < 3 else 'test'},normal,{relative},")
+        relative, marked = f"{name}/Data/Images/Anomaly/000.JPG", f"{name}/Data/Masks/Anomaly/000.png"
+        image(root / relative)
+        mask(root / marked)
+        rows.append(f"{name},test,anomaly,{relative},{marked}")
+    (root / "split_csv").mkdir(parents=True)
+    (root / "split_csv/1cls.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def make_kolektorsdd(root: Path, items: int = 5) -> Path:
+    for item in range(1, items + 1):
+        for part in range(3):
+            image(root / f"kos{item:02}" / f"Part{part}.jpg", (20, 50))
+            mask(root / f"kos{item:02}" / f"Part{part}_label.bmp", (20, 50), defect=part == item % 3)
+    return root
+
+
+def make_kolektorsdd2(root: Path) -> Path:
+    for split, first in (("train", 10000), ("test", 20000)):
+        for number in range(first, first + 4):
+            image(root / split / f"{number}.png", (23, 63))
+            mask(root / split / f"{number}_GT.png", (23, 63), defect=number % 2 == 1)
+    return root
+
+
+def names(dataset: Dataset, samples: tuple[Sample, ...]) -> list[str]:
+    return [sample.path.relative_to(dataset.root).as_posix() for sample in samples]
+
+
+# Layouts
+
+
+def test_mvtec_category(tmp_path: Path) -> None:
+    dataset = open_dataset(make_mvtec(tmp_path / "bottle"))
+    assert (dataset.name, dataset.layout) == ("bottle", "mvtec")
+    assert names(dataset, dataset.train) == [f"train/good/00{n}.png" for n in range(3)]
+    seen = [
+        (name, sample.label, sample.kind)
+        for name, sample in zip(names(dataset, dataset.test), dataset.test, strict=True)
+    ]
+    assert seen == [
+        ("test/colour/000.png", 1, "colour"),
+        ("test/dent/000.png", 1, "dent"),
+        ("test/good/000.png", 0, "good"),
+        ("test/good/001.png", 0, "good"),
+        ("test/scratch/000.png", 1, "scratch"),
+        ("test/scratch/001.png", 1, "scratch"),
+    ]
+    masks = [sample.mask and sample.mask.relative_to(dataset.root).as_posix() for sample in dataset.test]
+    scratch = ["ground_truth/scratch/000_mask.png", "ground_truth/scratch/001_mask.png"]
+    assert masks == [None, "ground_truth/dent/000.png", None, None, *scratch]
+    assert all(sample.label == 0 and sample.mask is None for sample in dataset.train)
+
+
+def test_mvtec_root_needs_a_category(tmp_path: Path) -> None:
+    for name in ("screw", "bottle"):
+        make_mvtec(tmp_path / name)
+    (tmp_path / "licence").mkdir()
+    with pytest.raises(DataError, match="bottle, screw"):
+        open_dataset(tmp_path)
+    assert open_dataset(tmp_path, category="screw").name == "screw"
+    with pytest.raises(DataError, match="no category 'nut'") as caught:
+        open_dataset(tmp_path, category="nut")
+    assert "bottle, screw" in caught.value.hint
+    shutil.rmtree(tmp_path / "screw")
+    assert open_dataset(tmp_path).name == "bottle"
+
+
+def test_mvtec_masks_that_fit_no_image_are_an_error(tmp_path: Path) -> None:
+    make_mvtec(tmp_path)
+    for path in (tmp_path / "ground_truth/scratch").iterdir():
+        path.rename(path.with_name("gt_" + path.name))
+    with pytest.raises(DataError, match="none of the 2 masks"):
+        open_dataset(tmp_path)
+
+
+def test_train_only_mvtec_has_no_tests(tmp_path: Path) -> None:
+    image(tmp_path / "train/good/a.png")
+    assert open_dataset(tmp_path).test == ()
+
+
+def test_plain_folder_nested_in_natural_order(tmp_path: Path) -> None:
+    for name in ("10.png", "2.PNG", "shift b/1.JPG", "shift a/3.bmp", ".hidden.png", ".cache/4.png", "a.tiff"):
+        image(tmp_path / name)
+    (tmp_path / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    (tmp_path / "notes.txt").write_text("good parts of Monday")
+    dataset = open_dataset(tmp_path)
+    assert dataset.layout == "folder"
+    assert names(dataset, dataset.train) == ["2.PNG", "10.png", "a.tiff", "shift a/3.bmp", "shift b/1.JPG"]
+    assert dataset.test == ()
+
+
+def test_visa(tmp_path: Path) -> None:
+    make_visa(tmp_path / "VisA")
+    with pytest.raises(DataError, match="candle, pcb1"):
+        open_dataset(tmp_path / "VisA")
+    with pytest.raises(DataError, match="no category 'pcb2'"):
+        open_dataset(tmp_path / "VisA", category="pcb2")
+    dataset = open_dataset(tmp_path / "VisA", category="pcb1")
+    assert (dataset.name, dataset.layout) == ("pcb1", "visa")
+    assert names(dataset, dataset.train) == [f"pcb1/Data/Images/Normal/000{n}.JPG" for n in range(3)]
+    assert [(sample.label, sample.kind) for sample in dataset.test] == [(0, "good"), (1, "anomaly")]
+    assert dataset.test[1].mask == tmp_path / "VisA/pcb1/Data/Masks/Anomaly/000.png"
+    # The category's own folder is as good.
+    assert open_dataset(tmp_path / "VisA/candle").name == "candle"
+    with pytest.raises(DataError, match="not 'pcb1'"):
+        open_dataset(tmp_path / "VisA/candle", category="pcb1")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("object,", "product,", "no column object"),
+        ("test,anomaly", "test,broken", "line 6: split 'test', label 'broken'"),
+        ("Normal/0001", "Normal/9999", "not a file"),
+        ("candle/Data/Images/Normal/0001.JPG", "../secret.png", "outside"),
+        ("candle,train,normal", "candle,test,normal", "no normal training images"),
+    ],
+)
+def test_visa_split_file_errors(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    split = make_visa(tmp_path) / "split_csv/1cls.csv"
+    split.write_text(split.read_text().replace(old, new))
+    with pytest.raises(DataError, match=problem):
+        open_dataset(tmp_path, category="candle")
+
+
+def test_visa_empty_or_binary_split_file(tmp_path: Path) -> None:
+    split = make_visa(tmp_path) / "split_csv/1cls.csv"
+    split.write_text("object,split,label,image,mask\n")
+    with pytest.raises(DataError, match="lists no images"):
+        open_dataset(tmp_path)
+    split.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_dataset(tmp_path)
+
+
+def test_kolektorsdd_splits_by_item(tmp_path: Path) -> None:
+    dataset = open_dataset(make_kolektorsdd(tmp_path))
+    assert dataset.layout == "kolektorsdd"
+    # Of five items three train, with their good parts: kos01's defect is Part1, kos02's Part2, kos03's Part0.
+    assert names(dataset, dataset.train) == [
+        *("kos01/Part0.jpg", "kos01/Part2.jpg", "kos02/Part0.jpg", "kos02/Part1.jpg"),
+        *("kos03/Part1.jpg", "kos03/Part2.jpg"),
+    ]
+    tested = [(name, sample.label) for name, sample in zip(names(dataset, dataset.test), dataset.test, strict=True)]
+    assert tested == [(f"kos0{i}/Part{p}.jpg", int(p == i % 3)) for i in (4, 5) for p in range(3)]
+    assert [sample.mask is not None for sample in dataset.test] == [sample.label == 1 for sample in dataset.test]
+
+
+def test_kolektorsdd_item_order_is_numeric(tmp_path: Path) -> None:
+    make_kolektorsdd(tmp_path, 12)
+    (tmp_path / "kos02").rename(tmp_path / "kos2")
+    dataset = open_dataset(tmp_path)
+    assert {sample.path.parent.name for sample in dataset.train} == {
+        *("kos01", "kos2", "kos03", "kos04", "kos05", "kos06")
+    }
+
+
+def test_kolektorsdd2_trains_on_good_only(tmp_path: Path) -> None:
+    dataset = open_dataset(make_kolektorsdd2(tmp_path))
+    assert dataset.layout == "kolektorsdd2"
+    assert names(dataset, dataset.train) == ["train/10000.png", "train/10002.png"]
+    tested = [
+        (name, sample.label, sample.kind)
+        for name, sample in zip(names(dataset, dataset.test), dataset.test, strict=True)
+    ]
+    assert tested == [
+        ("test/20000.png", 0, "good"),
+        ("test/20001.png", 1, "defect"),
+        ("test/20002.png", 0, "good"),
+        ("test/20003.png", 1, "defect"),
+    ]
+
+
+@pytest.mark.parametrize("make", [make_kolektorsdd, make_kolektorsdd2])
+def test_kolektor_image_without_label_is_named(tmp_path: Path, make) -> None:  # type: ignore[no-untyped-def]
+    make(tmp_path)
+    label = next(path for path in sorted(tmp_path.rglob("*")) if "_label" in path.name or "_GT" in path.name)
+    label.unlink()
+    with pytest.raises(DataError, match="no label image") as caught:
+        open_dataset(tmp_path)
+    assert label.stem in caught.value.problem
+
+
+def test_train_and_test_folders_are_told_apart_by_content(tmp_path: Path) -> None:
+    make_kolektorsdd2(tmp_path / "k")
+    (tmp_path / "k/train/good").mkdir()
+    assert open_dataset(tmp_path / "k").layout == "kolektorsdd2"
+    make_mvtec(tmp_path / "m")
+    assert open_dataset(tmp_path / "m").layout == "mvtec"
+    make_mvtec(tmp_path / "k")
+    with pytest.raises(DataError, match="both"):
+        open_dataset(tmp_path / "k")
+    assert open_dataset(tmp_path / "k", layout="mvtec").layout == "mvtec"
+    assert open_dataset(tmp_path / "k", layout="kolektorsdd2").layout == "kolektorsdd2"
+
+
+# Refusals
+
+
+def test_missing_empty_and_foreign_paths(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        open_dataset(tmp_path / "absent")
+    with pytest.raises(DataError, match="not a folder"):
+        open_dataset(image(tmp_path / "x" / "a.png"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/readme.txt").touch()
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / "empty"))) as caught:
+        open_dataset(tmp_path / "empty")
+    for accepted in ("train/good", "plain folder", "1cls.csv", "kos01", "_GT.png"):
+        assert accepted in caught.value.hint
+    with pytest.raises(DataError, match="unknown layout 'coco'"):
+        open_dataset(tmp_path / "x", layout="coco")
+    with pytest.raises(DataError, match="no categories"):
+        open_dataset(tmp_path / "x", category="bottle")
+
+
+@pytest.mark.parametrize("layout", ["mvtec", "folder", "visa", "kolektorsdd", "kolektorsdd2"])
+def test_every_layout_refuses_an_empty_folder(tmp_path: Path, layout: str) -> None:
+    with pytest.raises(DataError, match=re.escape(str(tmp_path))):
+        open_dataset(tmp_path, layout=layout)
+
+
+def test_incomplete_layout_is_not_taken_for_a_plain_folder(tmp_path: Path) -> None:
+    make_mvtec(tmp_path)
+    shutil.rmtree(tmp_path / "train/good")
+    (tmp_path / "train/good").mkdir()
+    with pytest.raises(DataError, match="no good training images"):
+        open_dataset(tmp_path)
+    with pytest.raises(DataError, match="train/good"):
+        open_dataset(tmp_path, layout="mvtec")
+
+
+def test_good_beside_bad_is_not_taken_for_a_plain_folder(tmp_path: Path) -> None:
+    image(tmp_path / "OK/1.png")
+    image(tmp_path / "NG/1.png")
+    with pytest.raises(DataError, match="NG") as caught:
+        open_dataset(tmp_path)
+    assert str(tmp_path / "OK") in caught.value.hint
+    assert len(open_dataset(tmp_path / "OK").train) == 1
+    assert len(open_dataset(tmp_path, layout="folder").train) == 2
+
+
+def test_kolektorsdd2_without_good_images(tmp_path: Path) -> None:
+    make_kolektorsdd2(tmp_path)
+    for number in (10000, 10002):
+        mask(tmp_path / "train" / f"{number}_GT.png", (23, 63))
+    with pytest.raises(DataError, match="no good images"):
+        open_dataset(tmp_path)
+
+
+# Images
+
+
+def test_every_kind_of_image_file_loads_as_bgr(tmp_path: Path) -> None:
+    grey = RNG.integers(0, 256, (10, 12), np.uint8)
+    colour = RNG.integers(0, 256, (10, 12, 3), np.uint8)
+    Image.fromarray(grey).save(tmp_path / "1_grey.png")
+    Image.fromarray(colour).save(tmp_path / "2_rgb.PNG")
+    alpha = np.dstack([colour, np.full((10, 12), 128, np.uint8)])
+    Image.fromarray(alpha).save(tmp_path / "3_rgba.png")
+    cv2.imwrite(str(tmp_path / "4_deep.tif"), grey.astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(colour).save(tmp_path / "5_rotated.JPG", exif=exif)
+    image(tmp_path / "6_large.bmp", (40, 30))
+    dataset = open_dataset(tmp_path)
+    loaded = {sample.path.name: pixels for sample, pixels in load_images(dataset.train)}
+    assert list(loaded) == sorted(loaded)
+    shapes = [(10, 12, 3)] * 4 + [(12, 10, 3), (30, 40, 3)]
+    assert [pixels.shape for pixels in loaded.values()] == shapes
+    assert all(pixels.dtype == np.uint8 for pixels in loaded.values())
+    np.testing.assert_array_equal(loaded["1_grey.png"], np.dstack([grey] * 3))
+    np.testing.assert_array_equal(loaded["2_rgb.PNG"], colour[:, :, ::-1])
+    np.testing.assert_array_equal(loaded["3_rgba.png"], colour[:, :, ::-1])
+    np.testing.assert_allclose(loaded["4_deep.tif"], np.dstack([grey] * 3), atol=1)
+
+
+def test_unreadable_images_are_named_counted_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        image(tmp_path / f"{number}.png")
+    (tmp_path / "[b]roken.png").write_bytes(b"not an image")
+    (tmp_path / "empty.png").touch()
+    skipped: list[Path] = []
+    loaded = [sample.path.name for sample, _ in load_images(open_dataset(tmp_path).train, skipped=skipped)]
+    assert loaded == ["0.png", "1.png", "2.png"]
+    assert [path.name for path in skipped] == ["[b]roken.png", "empty.png"]
+    assert "2 images could not be read: [b]roken.png, empty.png" in capsys.readouterr().err
+
+
+def test_all_unreadable_is_an_error_and_a_long_list_is_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(7):
+        (tmp_path / f"{number}.png").touch()
+    samples = open_dataset(tmp_path).train
+    with pytest.raises(DataError, match="none of the 7 images"):
+        list(load_images(samples))
+    image(tmp_path / "0.png")
+    assert len(list(load_images(samples))) == 1
+    assert "5.png and 1 more" in capsys.readouterr().err
+    assert list(load_images([])) == []
+
+
+# Masks
+
+
+def test_mask_is_resized_by_nearest(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[0:4, 4:8] = 1
+    Image.fromarray(pixels).save(tmp_path / "m.png")
+    sample = Sample(tmp_path / "i.png", 1, "dent", tmp_path / "m.png")
+    same = load_mask(sample, (8, 8), image_shape=(8, 8, 3))
+    np.testing.assert_array_equal(same, pixels > 0)
+    half = load_mask(sample, (4, 4), image_shape=(16, 16, 3))
+    np.testing.assert_array_equal(half, np.pad(np.ones((2, 2), bool), ((0, 2), (2, 0))))
+    wide = load_mask(sample, (8, 16))
+    assert wide is not None
+    np.testing.assert_array_equal(wide, np.repeat(pixels > 0, 2, axis=1))
+
+
+def test_masks_of_good_and_unmarked_samples(tmp_path: Path) -> None:
+    good = load_mask(Sample(tmp_path / "i.png", 0, "good"), (3, 5))
+    assert good is not None
+    assert (good.shape, good.dtype, good.any()) == ((3, 5), np.bool_, False)
+    assert load_mask(Sample(tmp_path / "i.png", 1, "dent"), (3, 5)) is None
+
+
+def test_mask_of_another_aspect_names_both(tmp_path: Path) -> None:
+    mask(tmp_path / "m.png", (12, 10))
+    sample = Sample(tmp_path / "i.png", 1, "dent", tmp_path / "m.png")
+    with pytest.raises(DataError) as caught:
+        load_mask(sample, (8, 8), image_shape=(12, 10, 3))
+    for part in ("m.png", "i.png", "12×10", "10×12"):
+        assert part in caught.value.problem
+    # Half a pixel lost when the image was halved is no other aspect.
+    mask(tmp_path / "m.png", (451, 300))
+    assert load_mask(sample, (8, 8), image_shape=(599, 901, 3)) is not None
+
+
+def grey_mask() -> NDArray[np.uint8]:
+    pixels = np.zeros((6, 9), np.uint8)
+    pixels[1, 2], pixels[4, 7] = 1, 255
+    return pixels
+
+
+@pytest.mark.parametrize("form", ["grey", "rgb", "rgba", "grey_alpha", "palette", "bilevel", "deep", "bmp"])
+def test_any_non_zero_sample_is_a_defect(tmp_path: Path, form: str) -> None:
+    pixels = grey_mask()
+    path = tmp_path / ("m.bmp" if form == "bmp" else "m.png")
+    opaque = np.full_like(pixels, 255)
+    if form == "rgb":
+        Image.fromarray(np.dstack([pixels, pixels * 0, pixels * 0])).save(path)
+    elif form == "rgba":
+        Image.fromarray(np.dstack([pixels, pixels, pixels, opaque])).save(path)
+    elif form == "grey_alpha":
+        Image.fromarray(np.dstack([pixels, opaque]), "LA").save(path)
+    elif form == "palette":
+        palette = Image.fromarray((pixels > 0).astype(np.uint8), "P")
+        palette.putpalette([0, 0, 0, 200, 0, 0])
+        palette.save(path)
+    elif form == "bilevel":
+        Image.fromarray(pixels > 0).save(path)
+    elif form == "deep":
+        cv2.imwrite(str(path), pixels.astype(np.uint16))
+    else:
+        Image.fromarray(pixels).save(path)
+    np.testing.assert_array_equal(read_mask(path), pixels > 0)
+
+
+def test_bad_mask_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.png"):
+        read_mask(tmp_path / "absent.png")
+    for content in (b"", b"not an image"):
+        (tmp_path / "m.png").write_bytes(content)
+        with pytest.raises(DataError, match=r"m\.png cannot be read"):
+            read_mask(tmp_path / "m.png")
+    Image.fromarray(grey_mask()).save(tmp_path / "m.jpg")
+    with pytest.raises(DataError, match="JPEG"):
+        read_mask(tmp_path / "m.jpg")
+
+
+# Digest
+
+
+def test_digest_depends_on_training_names_and_bytes_only(tmp_path: Path) -> None:
+    make_mvtec(tmp_path / "a")
+    before = open_dataset(tmp_path / "a").digest()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert open_dataset(tmp_path / "b").digest() == before
+    image(tmp_path / "b/test/dent/009.png")
+    assert open_dataset(tmp_path / "b").digest() == before
+    (tmp_path / "b/train/good/000.png").rename(tmp_path / "b/train/good/007.png")
+    assert open_dataset(tmp_path / "b").digest() != before
+    image(tmp_path / "a/train/good/001.png", value=9)
+    assert open_dataset(tmp_path / "a").digest() != before
+
+
+def test_digest_by_hand(tmp_path: Path) -> None:
+    for name, content in (("b.png", b"one"), ("a.png", b"three")):
+        (tmp_path / name).write_bytes(content)
+    text = "".join(
+        f"{name}\0{len(content)}\0{hashlib.sha256(content).hexdigest()}\n"
+        for name, content in (("a.png", b"three"), ("b.png", b"one"))
+    )
+    dataset = open_dataset(tmp_path)
+    assert dataset.digest() == hashlib.sha256(text.encode()).hexdigest()
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"a\.png"):
+        dataset.digest()
+
+
+# Real images
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no shared data sets here")
+@pytest.mark.parametrize(
+    ("name", "train", "good", "marked", "unmarked"),
+    [("bottle", 209, 20, 63, 0), ("magnetic_tile", 150, 50, 172, 0), ("cookie", 31, 14, 32, 8)],
+)
+def test_real_sets_have_their_stated_counts(name: str, train: int, good: int, marked: int, unmarked: int) -> None:
+    dataset = open_dataset(SHARED / name)
+    defects = [sample for sample in dataset.test if sample.label]
+    counts = [sum(sample.mask is not None for sample in defects), sum(sample.mask is None for sample in defects)]
+    assert (dataset.layout, len(dataset.train), len(dataset.test) - len(defects)) == ("mvtec", train, good)
+    assert counts == [marked, unmarked]
+    sample, pixels = next(load_images([sample for sample in defects if sample.mask]))
+    found = load_mask(sample, (256, 256), image_shape=pixels.shape)
+    assert found is not None
+    assert found.any()

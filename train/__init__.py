@@ -1,0 +1,1 @@
+"""Training, evaluation and export of the detectors.  Imports `calib` and `edge`; nothing imports it."""

@@ -1,0 +1,1 @@
+"""ReDi, our instantiation: the recover network, the Feature Recovery Block and their losses."""
