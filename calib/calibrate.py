@@ -29,6 +29,9 @@ class Request:
 def calibrate(good: GoodScores, request: Request, compare: CompareSpec) -> tuple[Calibration, Decision]:
     """Make the decision rule from good images alone.
 
+    Outliers count among the images and in the bound; the pixel threshold and `good_mean`, `good_std`, `good_max` are
+    made without them.
+
     Raises:
         CalibrationError: the images cannot support the request, or no part could ever exceed the threshold.
     """
@@ -43,7 +46,7 @@ def calibrate(good: GoodScores, request: Request, compare: CompareSpec) -> tuple
         )
     odd = set(decision.outliers)
     tails = [tail for index, tail in enumerate(good.tails) if index not in odd]
-    scores = np.asarray(good.scores)
+    scores = np.asarray([score for index, score in enumerate(good.scores) if index not in odd])
     calibration = Calibration(
         threshold=decision.threshold,
         pixel_threshold=choose_pixel_threshold(tails, good.pixels, request.pixel_rate, decision.threshold),

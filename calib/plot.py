@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+_MOST_BINS = 300
 _GOOD, _LIMIT, _PIXEL, _ODD = "#3b7dd8", "#c0392b", "#d68910", "#8e44ad"
 
 
@@ -33,6 +35,7 @@ def draw(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     values = np.asarray(scores, np.float64)
     figure = Figure(figsize=(9, 5.5), layout="constrained")
@@ -43,6 +46,9 @@ def draw(
     low = min(values.min(), calibration.pixel_threshold) / 1.15
     high = max(values.max(), calibration.threshold) * 1.15
     histogram.set_xlim(low, high)
+    histogram.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7) if high < 8 * low else (1, 2, 5)))
+    histogram.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    histogram.xaxis.set_minor_locator(NullLocator())
     _histogram(histogram, values, calibration, decision, (low, high))
     _strip(strip, values, names, decision)
     for axes in (histogram, strip):
@@ -53,7 +59,7 @@ def draw(
             linestyle="--",
             label=f"pixel threshold {calibration.pixel_threshold:.4g}",
         )
-    histogram.legend(loc="upper left", fontsize=9)
+    histogram.legend(loc="best", fontsize=9)
     histogram.set_ylabel("good images")
     histogram.set_title(title + "\n" + statement(calibration, decision), fontsize=10)
     strip.set_xlabel("image score (higher = more anomalous)")
@@ -71,14 +77,17 @@ def statement(calibration: Calibration, decision: Decision) -> str:
     else:
         first = f"At confidence {sure}, at most {calibration.false_reject:.3g} of good parts are rejected"
         first += f" if log-scores are normal ({calibration.images} images)."
-    bound = f"Without that assumption: at most {calibration.false_reject_bound:.3g}"
+    bound = f"From the counts alone, without assumptions: at most {calibration.false_reject_bound:.3g}"
     return f"{first}\n{bound} ({decision.exceeded} of {calibration.images} good images are above the threshold)."
 
 
 def _histogram(
     axes: Axes, values: NDArray[np.float64], calibration: Calibration, decision: Decision, span: tuple[float, float]
 ) -> None:
-    edges = np.geomspace(values.min() * 0.999, values.max() * 1.001, min(60, max(8, int(2 * values.size**0.5))) + 1)
+    # Bins of half a standard deviation, so that one stray score does not widen them all.
+    reach = np.log(values.max() / values.min()) + 1e-3
+    bins = math.ceil(min(reach / max(0.5 * decision.log_std, 1e-3), _MOST_BINS))
+    edges = np.geomspace(values.min() * 0.9995, values.max() * 1.0005, bins + 1)
     axes.hist(values, edges.tolist(), color=_GOOD, alpha=0.6, label=f"{values.size} good images")
     if decision.method == "tolerance" and decision.log_std > 0:
         x = np.geomspace(*span, 400)

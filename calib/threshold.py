@@ -48,7 +48,7 @@ class Decision:
         bound: Clopper–Pearson upper bound of the rate from `exceeded` of `images`, at `confidence`.
         exceeded: how many of the good images score above the threshold.
         outliers: indices of good images that score far above the rest, highest first.
-        highest: indices of the highest scores, highest first, at most three.
+        highest: indices of the highest scores that are no outliers, highest first, at most three.
         log_mean, log_std: of ln(score), outliers left out where the method fits them.
         normality: p-value of the Shapiro–Wilk test on the fitted log-scores; None where nothing was fitted.
         heavy_tail: the log-scores are not normal, and lean upwards: the stated rate is too good.
@@ -202,6 +202,8 @@ def _decision(
     heavy_tail: bool = False,
 ) -> Decision:
     exceeded = int(np.count_nonzero(values > threshold))
+    outliers = find_outliers(values).tolist()
+    ranked = [index for index in np.argsort(-values, kind="stable").tolist() if index not in outliers]
     return Decision(
         method=method,
         threshold=threshold,
@@ -210,8 +212,8 @@ def _decision(
         bound=exceedance_bound(exceeded, values.size, confidence),
         exceeded=exceeded,
         images=values.size,
-        outliers=tuple(find_outliers(values).tolist()),
-        highest=tuple(np.argsort(-values, kind="stable")[:3].tolist()),
+        outliers=tuple(outliers),
+        highest=tuple(ranked[:3]),
         log_mean=float(logs.mean()),
         log_std=float(logs.std(ddof=1)) if logs.size > 1 else 0.0,
         normality=normality,

@@ -109,9 +109,7 @@ class Bundle:
         """Return a read-only view of a member's bytes, in place in the mapped file."""
         view = self._container.members.get(member)
         if view is None:
-            raise BundleMismatchError(
-                f"{self.path}: no member {member}", f"edge-bundle show {self.path} lists them"
-            )
+            raise BundleMismatchError(f"{self.path}: no member {member}", f"edge-bundle show {self.path} lists them")
         return view
 
     def array(self, member: str) -> NDArray[Any]:

@@ -49,9 +49,7 @@ def check_name(name: str) -> None:
     if any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"member name {name!r} is not a plain relative path")
     if not name.isprintable() or set(name) & set('\\:*?"<>|') or len(name.encode()) > 200:
-        raise ValueError(
-            f"member name {name!r} is too long or has characters that some file system cannot hold"
-        )
+        raise ValueError(f"member name {name!r} is too long or has characters that some file system cannot hold")
 
 
 def _layout(entries: Sequence[Entry]) -> tuple[list[tuple[int, bytes]], bytes]:
@@ -78,7 +76,7 @@ def _layout(entries: Sequence[Entry]) -> tuple[list[tuple[int, bytes]], bytes]:
 
 
 def write_container(file: BinaryIO, members: Mapping[str, bytes | memoryview]) -> None:
-    """Write `members` in their order, the manifest first.  Raises `ValueError` for a name or size that cannot be held."""
+    """Write `members` in their order, the manifest first.  Raises `ValueError` for an unfit name or size."""
     for name in members:
         check_name(name)
     views = [memoryview(data).cast("B") for data in members.values()]

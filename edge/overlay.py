@@ -41,7 +41,7 @@ def draw_overlay(
         score: image score; left out when None.
         threshold: the score's limit; left out when None.
         mask: of any size, `(h, w)`; it is stretched over the image.
-        regions: in the image's pixels.
+        regions: in the image's pixels; what lies outside is drawn at the border.
 
     Returns:
         uint8 BGR `(band + H, W, 3)`: the text covers nothing of the image.
@@ -49,17 +49,20 @@ def draw_overlay(
     picture = _bgr(image)
     height, width = picture.shape[:2]
     thickness = max(1, round(min(height, width) / 300))
+    # Clear of the region itself, and under the outline.
+    margin = 2 * thickness + 2
+    for region in regions:
+        x, y, box_width, box_height = region.bbox
+        first = (_clip(x - margin, width), _clip(y - margin, height))
+        last = (_clip(x + box_width - 1 + margin, width), _clip(y + box_height - 1 + margin, height))
+        cv2.rectangle(picture, first, last, _BLACK, thickness + 2)
+        cv2.rectangle(picture, first, last, _BOX, thickness)
     if mask is not None and mask.any():
         stretched = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
         contours, _ = cv2.findContours(stretched, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         # A dark rim keeps the outline visible on red parts.
         cv2.drawContours(picture, contours, -1, _BLACK, thickness + 2)
         cv2.drawContours(picture, contours, -1, _OUTLINE, thickness)
-    for region in regions:
-        x, y, box_width, box_height = region.bbox
-        corner = (x + box_width - 1, y + box_height - 1)
-        cv2.rectangle(picture, (x, y), corner, _BLACK, thickness + 2)
-        cv2.rectangle(picture, (x, y), corner, _BOX, thickness)
     text = verdict.value.upper()
     if score is not None:
         text += f"  {score:.4g}" if threshold is None else f"  {score:.4g} / {threshold:.4g}"
@@ -85,6 +88,10 @@ def heat_overlay(image: U8, anomaly_map: F32, ceiling: float, strength: float = 
     opacity = (strength * level)[..., None]
     blended: U8 = np.rint(picture * (1 - opacity) + colours * opacity).astype(np.uint8)
     return blended
+
+
+def _clip(at: int, size: int) -> int:
+    return min(max(at, 0), size - 1)
 
 
 def _bgr(image: U8) -> U8:

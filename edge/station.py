@@ -169,6 +169,10 @@ class Station:
                     raise
                 pause_s = self._reconnect(self._reopen, pause_s)
                 continue
+            except BaseException:
+                # Given back, or the ring would wait for its frame for ever.
+                self._ring.discard(slot)
+                raise
             if came:
                 self._ring.commit(slot)
                 captured += 1

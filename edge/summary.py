@@ -106,15 +106,16 @@ class Summary:
             },
         }
 
+    @property
+    def headline(self) -> str:
+        """Frames, rate and the counts that are not zero, in one line."""
+        counts = [f"{name} {count}" for name, count in self.counters().items() if count and name != "frames"]
+        return ", ".join([f"{self.frames} frames at {self.rate:.1f} per second", *counts])
+
     def table(self) -> Table:
-        """Return the table that ends a run."""
-        counts = ", ".join(f"{name} {count}" for name, count in self.counters().items() if count and name != "frames")
-        table = Table(
-            title=f"{self.frames} frames, {self.rate:.1f} per second" + (f": {counts}" if counts else ""),
-            title_justify="left",
-        )
-        table.add_column("stage")
-        for heading in (*(f"p{percent} ms" for percent in PERCENTILES), "max ms"):
+        """Return the latencies by stage, in milliseconds."""
+        table = Table("latency, ms")
+        for heading in (*(f"p{percent}" for percent in PERCENTILES), "max"):
             table.add_column(heading, justify="right")
         for stage, histogram in self.latencies.items():
             if histogram.count:

@@ -76,9 +76,7 @@ def _validate_compare(spec: CompareSpec, size: InputSpec) -> None:
     for index, (channels, height, width) in enumerate(spec.scales):
         field = f"model.compare.scales[{index}]"
         whole = 1 <= channels <= MAX_CHANNELS and 1 <= height <= above[0] and 1 <= width <= above[1]
-        _require(
-            whole, field, spec.scales[index], "be (channels, height, width), no finer than the level before"
-        )
+        _require(whole, field, spec.scales[index], "be (channels, height, width), no finer than the level before")
         above = (height, width)
     _require(0 <= spec.sigma <= 64, "model.compare.sigma", spec.sigma, "be 0 to 64")
     pixels = size.height * size.width
@@ -92,9 +90,7 @@ def _validate_core(spec: CoreSpec) -> None:
     _require(without, "model.core.prompt_features", features, "be empty where uses_prompt is false")
     for name, shape in spec.prompt_features.items():
         field = f"model.core.prompt_features[{name!r}]"
-        _require(
-            name.isidentifier() and name not in RESERVED_FEATURES, field, name, "be a plain name of its own"
-        )
+        _require(name.isidentifier() and name not in RESERVED_FEATURES, field, name, "be a plain name of its own")
         whole = 1 <= len(shape) < MAX_AXES and all(1 <= side <= MAX_CHANNELS for side in shape)
         _require(whole, field, shape, "be a shape of positive sides")
 
@@ -105,18 +101,14 @@ def validate_calibration(calibration: Calibration) -> None:
     _positive("calibration.threshold", c.threshold)
     _positive("calibration.pixel_threshold", c.pixel_threshold)
     below = c.pixel_threshold <= c.threshold
-    _require(
-        below, "calibration.pixel_threshold", c.pixel_threshold, f"not be above the threshold {c.threshold}"
-    )
+    _require(below, "calibration.pixel_threshold", c.pixel_threshold, f"not be above the threshold {c.threshold}")
     _require(0 < c.false_reject < 1, "calibration.false_reject", c.false_reject, "be between 0 and 1")
     bound = 0 <= c.false_reject_bound <= 1
     _require(bound, "calibration.false_reject_bound", c.false_reject_bound, "be 0 to 1")
     _require(0 < c.confidence < 1, "calibration.confidence", c.confidence, "be between 0 and 1")
     _require(c.images >= 1, "calibration.images", c.images, "be at least 1")
     for name, value in (("good_mean", c.good_mean), ("good_std", c.good_std), ("good_max", c.good_max)):
-        _require(
-            math.isfinite(value) and value >= 0, f"calibration.{name}", value, "be finite and not negative"
-        )
+        _require(math.isfinite(value) and value >= 0, f"calibration.{name}", value, "be finite and not negative")
     _require(c.min_region_px >= 0, "calibration.min_region_px", c.min_region_px, "not be negative")
     if c.pixel_size_mm is not None:
         _positive("calibration.pixel_size_mm", c.pixel_size_mm)
@@ -132,9 +124,7 @@ def validate_golden(golden: Golden) -> None:
         _require(frame.name not in seen, f"{field}.name", frame.name, "be there once")
         seen.add(frame.name)
         for name, value in (("score", frame.score), ("peak", frame.peak)):
-            _require(
-                math.isfinite(value) and value >= 0, f"{field}.{name}", value, "be finite and not negative"
-            )
+            _require(math.isfinite(value) and value >= 0, f"{field}.{name}", value, "be finite and not negative")
 
 
 def validate_array(name: str, shape: Sequence[int], expected: Sequence[int]) -> None:

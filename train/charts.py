@@ -37,12 +37,12 @@ def draw_charts(
     if any(roc.values()):
         figure, axes = _axes("false-positive rate", "recall")
         axes.plot([0, 1], [0, 1], color=_LINE, linewidth=1, linestyle=(0, (4, 3)))
-        _draw_levels(axes, roc, levels, "lower right")
+        _draw_levels(axes, roc, levels)
         charts["ROC"] = _svg(figure, "ROC curves")
     pr = {"image": curves.image_pr, "pixel": curves.pixel_pr}
     if any(pr.values()):
         figure, axes = _axes("recall", "precision")
-        _draw_levels(axes, pr, levels, "lower left")
+        _draw_levels(axes, pr, levels)
         charts["Precision–recall"] = _svg(figure, "precision-recall curves")
     if curves.pro:
         charts["Per-region overlap (PRO)"] = _pro(curves.pro)
@@ -61,7 +61,7 @@ def _histogram(good: Sequence[float], defect: Sequence[float], threshold: float 
         axes.axvline(threshold, color=_INK, linewidth=1.2, linestyle=(0, (4, 3)), label=f"threshold {threshold:.4g}")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
-    _legend(axes, "best")
+    _legend(axes)
     return _svg(figure, "histogram of image scores by class")
 
 
@@ -76,13 +76,13 @@ def _pro(curve: Curve) -> str:
     return _svg(figure, "per-region overlap against the false-positive rate, up to 0.3")
 
 
-def _draw_levels(axes: Axes, curves: dict[str, Curve | None], colours: dict[str, str], corner: str) -> None:
+def _draw_levels(axes: Axes, curves: dict[str, Curve | None], colours: dict[str, str]) -> None:
     for level, curve in curves.items():
         if curve:
             axes.plot(curve.x, curve.y, color=colours[level], linewidth=2, label=level)
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.02)
-    _legend(axes, corner)
+    _legend(axes)
 
 
 def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
@@ -97,14 +97,14 @@ def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(_LINE)
-    axes.tick_params(colors=_INK, length=0, labelsize=9)
+    axes.tick_params(colors=_INK, length=0, labelsize=9, pad=5)
     axes.set_xlabel(x_label, color=_INK)
     axes.set_ylabel(y_label, color=_INK)
     return figure, axes
 
 
-def _legend(axes: Axes, corner: str) -> None:
-    axes.legend(loc=corner, frameon=False, labelcolor=_INK, fontsize=9)
+def _legend(axes: Axes) -> None:
+    axes.legend(loc="best", frameon=False, labelcolor=_INK, fontsize=9)
 
 
 def _svg(figure: Figure, description: str) -> str:

@@ -10,8 +10,8 @@ from edge.manifest import InputSpec, MapSpec
 class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What decides the outcome of a run, given its images.
 
-    Budget: `minutes` of wall time for everything, or `epochs` (recover) and as many times `discriminate_ratio` for the
-    FRB.  `weights` is `auto`, `self` or a file name.  A run can only be resumed with the same settings.
+    Budget: `minutes` of wall time for everything, or `epochs` of the recover stage, to which the others are in
+    proportion.  `weights` is `auto`, `self` or a file name.  A run can only be resumed with the same settings.
     """
 
     data: str
@@ -29,6 +29,4 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt_choices: int = 3
     learning_rate: float = 1e-3
     correlation_weight: float = 1.0
-    discriminate_ratio: float = 1.6
-    self_share: float = 0.3
     clip_norm: float = 1.0

@@ -17,6 +17,7 @@ from edge.cli import progress as progress_bar
 from edge.errors import DataError
 from edge.frames import F32, U8, FrameMeta, PixelFormat
 from edge.inspection.inspector import Inspector
+from edge.inspection.result import Verdict
 from train.datasets import Dataset, Mask, Sample, load_images, load_mask
 from train.metrics import Metrics, compute_metrics, image_auroc
 
@@ -45,11 +46,17 @@ class BundleScorer:
         self._slot = inspector.make_slots(1, 0)[0]
 
     def score(self, image: U8) -> Scored:
-        """Score one BGR image of any size; NaN where the inspector finds a fault."""
+        """Score one BGR image of any size.
+
+        Raises:
+            DataError: the inspector finds a fault; its reason is given.
+        """
         slot = self._slot
         slot.shape_pixels(image.shape[0], image.shape[1], PixelFormat.BGR8)[:] = image
         slot.meta = FrameMeta()
         inspection = self._inspector.inspect(slot)
+        if inspection.verdict is Verdict.FAULT:
+            raise DataError(f"a test image cannot be inspected: {inspection.reason}", "take it out of the test set")
         return Scored(inspection.score, inspection.peak, slot.anomaly_map)
 
 

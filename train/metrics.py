@@ -182,7 +182,8 @@ def _curves(ranked: _Ranked) -> tuple[Curve, Curve]:
 
     false_rate, true_rate, _ = roc_curve(ranked.labels, ranked.scores, sample_weight=ranked.weights)
     precision, recall, _ = precision_recall_curve(ranked.labels, ranked.scores, sample_weight=ranked.weights)
-    return _thin(false_rate, true_rate), _thin(recall[::-1], precision[::-1])
+    # scikit-learn ends the PR curve with a conventional point (0, 1), which no threshold reaches.
+    return _thin(false_rate, true_rate), _thin(recall[-2::-1], precision[-2::-1])
 
 
 def _thin(x: F64, y: F64) -> Curve:

@@ -27,8 +27,11 @@ from train.trainer import Budget, Trainer
 #: Epochs of recover where neither --minutes nor --epochs is given.
 DEFAULT_EPOCHS = 30
 
-#: Share of the time left that recover gets; the FRB, cheaper per step, gets the rest.
-RECOVER_SHARE = 0.42
+#: Epochs of the other phases, for each epoch of recover.
+SELF_EPOCHS, DISCRIMINATE_EPOCHS = 3.0, 1.6
+
+#: In a timed run: self-training's share of the whole, then recover's share of what is left; the FRB gets the rest.
+SELF_SHARE, RECOVER_SHARE = 0.35, 0.42
 
 
 def train(folder: RunFolder, config: TrainConfig) -> None:
@@ -69,14 +72,8 @@ def _backbone(trainer: Trainer, images: PreparedImages, saved: dict[str, Any]) -
     else:
         phase = SelfPhase(images)
         torch.manual_seed(config.seed)
-        epochs = None if config.minutes is not None else 3.0 * (config.epochs or DEFAULT_EPOCHS)
-        trainer.run_phase(
-            phase,
-            len(images),
-            lambda: trainer.plan_steps(phase, len(images), epochs, trainer.budget.left() * config.self_share),
-            {},
-            salt=1,
-        )
+        plan = trainer.plan(len(images), SELF_EPOCHS * (config.epochs or DEFAULT_EPOCHS), SELF_SHARE)
+        trainer.run_phase(phase, len(images), plan, {}, salt=1)
         state, source = phase.folded(), "learnt on the training images"
     backbone = backbone_from_state(state, config.weights)
     folder.save("backbone.pth", {"state": backbone.state_dict(), "source": source})
@@ -96,14 +93,8 @@ def _recover(
         return
     config = trainer.config
     phase = RecoverPhase(model, images, bank, prompts)
-    epochs = None if config.minutes is not None else float(config.epochs or DEFAULT_EPOCHS)
-    trainer.run_phase(
-        phase,
-        len(images),
-        lambda: trainer.plan_steps(phase, len(images), epochs, trainer.budget.left() * RECOVER_SHARE),
-        {},
-        salt=2,
-    )
+    plan = trainer.plan(len(images), config.epochs or DEFAULT_EPOCHS, RECOVER_SHARE)
+    trainer.run_phase(phase, len(images), plan, {}, salt=2)
 
 
 def _discriminate(
@@ -115,14 +106,8 @@ def _discriminate(
     with progress(transient=True) as bar:
         task = bar.add_task("caching features", total=len(images), note="")
         phase.cache.fill(config.batch, lambda done: bar.advance(task, done))
-    epochs = None if config.minutes is not None else (config.epochs or DEFAULT_EPOCHS) * config.discriminate_ratio
-    trainer.run_phase(
-        phase,
-        len(images),
-        lambda: trainer.plan_steps(phase, len(images), epochs, trainer.budget.left()),
-        {"recover": model.recover.state_dict()},
-        salt=3,
-    )
+    plan = trainer.plan(len(images), DISCRIMINATE_EPOCHS * (config.epochs or DEFAULT_EPOCHS), 1.0)
+    trainer.run_phase(phase, len(images), plan, {"recover": model.recover.state_dict()}, salt=3)
 
 
 def _finish(

@@ -31,16 +31,7 @@ EXAMPLES = 8
 _PICTURE_PX = 320
 _TRUTH_BGR = (255, 255, 0)
 
-_TITLES = {
-    "image_auroc": "AUROC",
-    "image_ap": "Average precision",
-    "image_f1_max": "F1-max",
-    "pixel_auroc": "AUROC",
-    "pixel_ap": "Average precision",
-    "pixel_f1_max": "F1-max",
-    "aupro_30": "AU-PRO, FPR ≤ 0.3",
-    "aupro_5": "AU-PRO, FPR ≤ 0.05",
-}
+_PRO_TITLES = ("AU-PRO, FPR ≤ 0.3", "AU-PRO, FPR ≤ 0.05")
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f5f6f8; --card: #ffffff; --ink: #1c2430; --soft: #5c6675;
@@ -158,16 +149,14 @@ def _page(evaluation: Evaluation, title: str, threshold: float | None, facts: Ma
 
 def _metrics_table(evaluation: Evaluation) -> str:
     metrics = evaluation.metrics
-    tables = []
-    levels = (("Detection: is the image defective?", METRIC_NAMES[:3]), ("Localisation: where?", METRIC_NAMES[3:]))
-    for heading, names in levels:
-        head = "".join(f"<th>{_TITLES[name]}</th>" for name in names)
+    head = "".join(f"<th>{name}</th>" for name in ("AUROC", "Average precision", "F1-max", *_PRO_TITLES))
+    rows = []
+    for level, names in (("image", METRIC_NAMES[:3]), ("pixel", METRIC_NAMES[3:])):
         cells = "".join(f'<td class="big">{_percent(getattr(metrics, name))}</td>' for name in names)
-        reasons = sorted({metrics.reasons[name] for name in names if name in metrics.reasons})
-        note = f'<p class="soft">Undefined: {escape("; ".join(reasons))}.</p>' if reasons else ""
-        table = f'<div class="wide"><table class="level"><tr>{head}</tr><tr>{cells}</tr></table></div>'
-        tables.append(f'<section class="card"><h3>{heading}</h3>{table}{note}</section>')
-    return f'<div class="grid">{"".join(tables)}</div>'
+        rows.append(f"<tr><td>{level}</td>{cells}{'<td></td>' * (5 - len(names))}</tr>")
+    reasons = sorted({f"{name.split('_')[0]} level: {reason}" for name, reason in metrics.reasons.items()})
+    note = f'<p class="soft">Undefined: {escape("; ".join(reasons))}.</p>' if reasons else ""
+    return f'<div class="card wide"><table><tr><th>Level</th>{head}</tr>{"".join(rows)}</table>{note}</div>'
 
 
 def _decisions(good: Sequence[float], defect: Sequence[float], threshold: float | None) -> str:
@@ -177,8 +166,8 @@ def _decisions(good: Sequence[float], defect: Sequence[float], threshold: float 
     rejected = sum(score > threshold for score in good)
     return (
         f'<p style="margin-top:14px">At the threshold {threshold:.4g}: '
-        f'<span class="defect">{_share(found, len(defect))} defects found</span>, '
-        f'<span class="good">{_share(rejected, len(good))} good images rejected</span>.</p>'
+        f'<span class="defect">{_share(found, len(defect))} of the defects found</span>, '
+        f'<span class="good">{_share(rejected, len(good))} of the good images rejected</span>.</p>'
     )
 
 
@@ -218,12 +207,14 @@ class _HeatScale:
     ceiling: float
 
     @classmethod
-    def of(cls, evaluation: Evaluation) -> _HeatScale:
-        # A sparse grid of each map is enough for quantiles.
-        good = [m[::4, ::4].ravel() for m, r in zip(evaluation.maps, evaluation.records, strict=True) if not r.label]
-        every = np.concatenate([m[::4, ::4].ravel() for m in evaluation.maps])
-        floor = float(np.median(np.concatenate(good) if good else every))
-        ceiling = float(np.quantile(every, 0.995))
+    def of(cls, evaluation: Evaluation, threshold: float | None) -> _HeatScale:
+        # Full colour means: above the threshold, or above what good parts show.  Quantiles need no more than a sparse
+        # grid of each map.
+        sparse = [anomaly_map[::4, ::4].ravel() for anomaly_map in evaluation.maps]
+        good = [values for values, record in zip(sparse, evaluation.records, strict=True) if record.label == 0]
+        values = np.concatenate(good or sparse)
+        floor = float(np.median(values))
+        ceiling = float(np.quantile(values, 0.999)) if threshold is None else threshold
         return cls(floor, max(ceiling, floor + 1e-6))
 
     def draw(self, image: U8, anomaly_map: F32) -> U8:
@@ -234,7 +225,7 @@ def _galleries(evaluation: Evaluation, threshold: float | None) -> str:
     order = sorted(range(len(evaluation.records)), key=lambda index: evaluation.records[index].score)
     misses = [index for index in order if evaluation.records[index].label != 0][:EXAMPLES]
     alarms = [index for index in reversed(order) if evaluation.records[index].label == 0][:EXAMPLES]
-    scale = _HeatScale.of(evaluation)
+    scale = _HeatScale.of(evaluation, threshold)
     parts = []
     for heading, text, chosen in (
         ("Worst misses", "The defect images with the lowest scores; the true region is outlined in cyan.", misses),
@@ -242,7 +233,7 @@ def _galleries(evaluation: Evaluation, threshold: float | None) -> str:
     ):
         if chosen:
             examples = "".join(_example(evaluation, index, scale, threshold) for index in chosen)
-            note = f'<p class="soft">{text} Heat is on one scale for all pictures.</p>'
+            note = f'<p class="soft">{text} Full colour is a map value of {scale.ceiling:.4g} in all pictures.</p>'
             parts.append(f'<h2>{heading}</h2>{note}<div class="grid examples">{examples}</div>')
     return "".join(parts)
 
@@ -279,8 +270,8 @@ def _outlined(image: U8, mask: Mask) -> U8:
     contours, _ = cv2.findContours(stretched, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     picture: U8 = image.copy()
     # A dark rim keeps the outline visible on bright parts.
-    cv2.drawContours(picture, contours, -1, (0, 0, 0), 3)
-    cv2.drawContours(picture, contours, -1, _TRUTH_BGR, 1)
+    cv2.drawContours(picture, contours, -1, (0, 0, 0), 4)
+    cv2.drawContours(picture, contours, -1, _TRUTH_BGR, 2)
     return picture
 
 
@@ -294,4 +285,4 @@ def _percent(value: float | None) -> str:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part} of {whole}" + (f" ({100 * part / whole:.1f} %)" if whole else "")
+    return f"{part}/{whole}" + (f" ({100 * part / whole:.1f} %)" if whole else "")

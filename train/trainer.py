@@ -8,10 +8,11 @@ are frozen, the features `F_X` and `R_Y` of every image.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -82,21 +83,36 @@ def has_amx() -> bool:
         return False
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 3 % of the steps, then a cosine down to 2 % of `peak`."""
-    warm = min(1.0, (step + 1) / max(1.0, 0.03 * steps))
-    return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
+@dataclass(frozen=True)
+class Plan:
+    """How long a phase lasts: a number of `steps`, or `seconds` of wall time."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def fraction(self, step: int, elapsed: float) -> float:
+        """Return how much of the phase is over after this many steps and seconds, 0 to 1."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        # One step is taken even where no time is left.
+        return 0.0 if step == 0 else min(1.0, elapsed / max(self.seconds or 0.0, 1e-9))
 
 
-def batches(count: int, batch: int, steps: int, seed: Sequence[int], start: int = 0) -> Iterator[NDArray[np.int64]]:
-    """Yield `steps - start` batches of rows, each epoch a fresh permutation drawn from `(seed, epoch)`.
+def learning_rate(fraction: float, peak: float) -> float:
+    """Linear warm-up over the first 3 % of a phase, then a cosine down to 2 % of `peak`."""
+    warm = min(1.0, fraction / 0.03 + 0.02)
+    return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fraction)))
+
+
+def batches(count: int, batch: int, seed: Sequence[int], start: int = 0) -> Iterator[NDArray[np.int64]]:
+    """Yield batches of rows without end, from step `start` on, each epoch a permutation drawn from `(seed, epoch)`.
 
     Sets smaller than a batch are drawn whole.
     """
     size = min(batch, count)
     per_epoch = max(1, count // size)
     order = np.empty(0, np.int64)
-    for step in range(start, steps):
+    for step in itertools.count(start):
         epoch, place = divmod(step, per_epoch)
         if place == 0 or step == start:
             order = np.random.default_rng([*seed, epoch]).permutation(count).astype(np.int64)
@@ -110,61 +126,50 @@ class Trainer:
         self.folder, self.config, self.budget, self.log = folder, config, budget, log
         self.history: dict[str, Any] = {}
 
-    def measure_step(self, phase: Phase, count: int) -> float:
-        """Return seconds per step, from a few trial steps whose effect is undone."""
-        state = {key: value.clone() for key, value in phase.module.state_dict().items()}
-        optimiser = torch.optim.Adam(phase.module.parameters(), 0.0)
-        seconds = []
-        for rows in batches(count, self.config.batch, 6, (0,)):
-            begin = time.monotonic()
-            self._step(phase, optimiser, rows, np.random.default_rng(0), 0.0)
-            seconds.append(time.monotonic() - begin)
-        phase.module.load_state_dict(state)
-        phase.module.zero_grad(set_to_none=True)
-        # The first step pays for the allocator and the kernels' own set-up.
-        return float(np.median(seconds[1:]))
+    def plan(self, count: int, epochs: float, share: float) -> Plan:
+        """Plan `epochs` passes over `count` images, or in a timed run, `share` of the time that is left."""
+        if self.budget.minutes is not None:
+            return Plan(seconds=max(0.0, self.budget.left() * share))
+        return Plan(steps=max(1, round(epochs * self.steps_per_epoch(count))))
 
-    def plan_steps(self, phase: Phase, count: int, epochs: float | None, seconds: float) -> int:
-        """Return how many steps fit: `epochs` passes over `count` images, or as many as `seconds` hold."""
-        per_epoch = max(1, count // min(self.config.batch, count))
-        if epochs is not None:
-            return max(1, round(epochs * per_epoch))
-        step = self.measure_step(phase, count)
-        # 4 % goes to checkpoints and the log.
-        return max(1, int(0.96 * seconds / step))
+    def steps_per_epoch(self, count: int) -> int:
+        """Return how many full batches `count` images make, at least one."""
+        return max(1, count // min(self.config.batch, count))
 
-    def run_phase(
-        self, phase: Phase, count: int, plan: Callable[[], int], others: Mapping[str, Any], salt: int
-    ) -> None:
+    def run_phase(self, phase: Phase, count: int, plan: Plan, others: Mapping[str, Any], salt: int) -> None:
         """Train `phase.module` to the end of its plan, resuming where a checkpoint of this phase stands.
 
-        `plan` gives the number of steps and is asked only by a fresh phase.  `others` is state that the checkpoint must
-        carry along (finished modules).
+        A resumed phase keeps the plan it began with.  `others` is state that the checkpoint must carry along
+        (finished modules); `salt` keeps the phases' random draws apart.
 
         Raises:
             TrainingError: the loss stopped being finite.
         """
         optimiser = torch.optim.Adam(phase.module.parameters(), self.config.learning_rate, betas=(0.5, 0.999))
         saved = self.folder.load("checkpoint.pt")
+        step, earlier = 0, 0.0
         if saved is not None and saved["phase"] == phase.name:
             phase.module.load_state_dict(saved["module"])
             optimiser.load_state_dict(saved["optimiser"])
-            start, steps = int(saved["step"]), int(saved["steps"])
-            console.print(f"{phase.name}: resuming at step {start} of {steps}")
-        else:
-            start, steps = 0, plan()
+            step, earlier, plan = int(saved["step"]), float(saved["elapsed"]), Plan(**saved["plan"])
+            console.print(f"{phase.name}: resuming at step {step}")
         phase.module.train()
-        per_epoch = max(1, count // min(self.config.batch, count))
-        smoothed, last_save = math.nan, time.monotonic()
+        per_epoch = self.steps_per_epoch(count)
+        smoothed = math.nan
         seed = (self.config.seed, salt)
+        begin = last_save = time.monotonic()
 
-        def checkpoint(done: int) -> None:
+        def elapsed() -> float:
+            return earlier + time.monotonic() - begin
+
+        def checkpoint() -> None:
             self.folder.save(
                 "checkpoint.pt",
                 {
                     "phase": phase.name,
-                    "step": done,
-                    "steps": steps,
+                    "step": step,
+                    "elapsed": elapsed(),
+                    "plan": asdict(plan),
                     "module": phase.module.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "others": dict(others),
@@ -174,38 +179,34 @@ class Trainer:
             )
 
         with progress() as bar:
-            task = bar.add_task(phase.name, total=steps, completed=start, note="")
-            step = start
+            task = bar.add_task(phase.name, total=plan.steps or math.ceil(plan.seconds or 0), note="")
+            rows = batches(count, self.config.batch, seed, step)
             try:
-                for rows in batches(count, self.config.batch, steps, seed, start):
-                    rng = np.random.default_rng([*seed, 1, step])
-                    rate = learning_rate(step, steps, self.config.learning_rate)
-                    value = self._step(phase, optimiser, rows, rng, rate)
+                while (fraction := plan.fraction(step, elapsed())) < 1:
+                    rate = learning_rate(fraction, self.config.learning_rate)
+                    value = self._step(phase, optimiser, next(rows), np.random.default_rng([*seed, 1, step]), rate)
                     if not math.isfinite(value):
                         raise TrainingError(
                             f"{phase.name}: the loss became {value} at step {step}",
-                            "resume from the last checkpoint with a lower --learning-rate in a new --out",
+                            "train in a new --out with a lower --learning-rate",
                         )
                     smoothed = value if math.isnan(smoothed) else 0.95 * smoothed + 0.05 * value
                     step += 1
-                    if step % 5 == 0 or step == steps:
+                    if step % 5 == 0:
                         self.log.add_scalar(f"loss/{phase.name}", value, step)
                         self.log.add_scalar(f"rate/{phase.name}", rate, step)
-                    epoch = f"epoch {step / per_epoch:.1f}/{steps / per_epoch:.1f}"
-                    bar.update(task, completed=step, note=f"{epoch} loss {smoothed:.4f}")
+                    done = step if plan.steps is not None else min(elapsed(), plan.seconds or 0)
+                    bar.update(task, completed=int(done), note=f"epoch {step / per_epoch:.1f} loss {smoothed:.4f}")
                     if time.monotonic() - last_save > CHECKPOINT_SECONDS:
-                        checkpoint(step)
+                        checkpoint()
                         last_save = time.monotonic()
             except KeyboardInterrupt:
-                checkpoint(step)
+                checkpoint()
                 console.print("stopped; the same command resumes here")
                 raise
-        self.history[phase.name] = {
-            "steps": steps,
-            "epochs": round(steps / per_epoch, 2),
-            "loss": round(smoothed, 5),
-        }
-        checkpoint(steps)
+            bar.update(task, completed=bar.tasks[0].total)
+        self.history[phase.name] = {"steps": step, "epochs": round(step / per_epoch, 2), "loss": round(smoothed, 5)}
+        checkpoint()
         phase.module.eval()
 
     def _step(

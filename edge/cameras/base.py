@@ -12,7 +12,7 @@ from edge.frames import U8, FrameMeta, PixelFormat, Slot
 _Camera = TypeVar("_Camera", bound="Camera")
 
 
-class EndOfStream(Exception):  # noqa: N818  a signal, not an error
+class EndOfStream(Exception):
     """There are no more frames, and that is as it should be: the last file, the end of a video."""
 
 
@@ -49,7 +49,7 @@ class Camera(ABC):
             CameraError: the camera is lost.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most files have nothing to let go of
         """Let go of the device or file.  May be called twice."""
 
     def __enter__(self: _Camera) -> _Camera:

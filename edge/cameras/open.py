@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def open_camera(spec: str, *, name: str = "cam0") -> Camera:
     if spec.startswith("/dev/"):
         return open_device(name, spec)
     path = Path(spec)
-    if not spec or not path.exists():
+    # Unlike `Path.exists`, also False for a name that no file system can hold.
+    if not spec or not os.path.exists(spec):
         if is_glob(spec):
             return open_glob(name, spec)
         raise CameraError(f"no camera '{spec}': no such file or folder", f"accepted: {ACCEPTED}")

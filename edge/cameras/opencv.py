@@ -13,7 +13,7 @@ import cv2
 
 from edge.cameras.base import Camera, EndOfStream, place
 from edge.errors import CameraError
-from edge.frames import U8, PixelFormat, Slot
+from edge.frames import PixelFormat, Slot
 
 #: A stream that cannot be reached, or gives no frame, for so long is lost.
 STREAM_TIMEOUT_S = 5.0

@@ -57,7 +57,7 @@ class FrameRing:
     # The camera's side
 
     def acquire(self, timeout_s: float) -> Slot | None:
-        """Return a slot to capture into; None when there is none within `timeout_s`, at once when finished or closed."""
+        """Return a slot to capture into; None when none is there in `timeout_s`, at once when finished or closed."""
         with self._lock:
             self._wait(
                 self._for_camera,

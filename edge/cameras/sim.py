@@ -97,16 +97,15 @@ class SimLine:
             index: which part, 0 or more.
             kind: `good` or one of `kinds`; None lets the defect rate decide.
         """
-        good, scene, fate, drawn = self._make(index)
-        kind = drawn if kind is None else kind
-        draft = good if kind == "good" else self._spoil(good, kind, fate)
+        if kind is not None and kind not in ("good", *self.kinds):
+            raise ValueError(f"no defect {kind!r}; known: {', '.join(self.kinds)}")
+        good, draft, scene, kind = self._make(index, kind)
         image = self._develop(self._place(draft, scene), scene)
         return SimPart(index, image, self._truth(good, draft, scene), kind)
 
     def render(self, index: int, out: U8) -> None:
         """Write the image of `part(index)` into `out`, uint8 `(H, W, 3)`, without working out its truth."""
-        good, scene, fate, kind = self._make(index)
-        draft = good if kind == "good" else self._spoil(good, kind, fate)
+        _, draft, scene, _ = self._make(index, None)
         self._develop(self._place(draft, scene), scene, out)
 
     def _fate(self, index: int) -> np.random.Generator:
@@ -117,19 +116,16 @@ class SimLine:
         defective, which = fate.random() < self.defect_rate, int(fate.integers(len(self.kinds)))
         return self.kinds[which] if defective else "good"
 
-    def _make(self, index: int) -> tuple[Draft, _Scene, np.random.Generator, str]:
-        rng = np.random.default_rng((self.seed, index, 0))
-        fate = self._fate(index)
-        kind = self._kind(fate)
+    def _make(self, index: int, kind: str | None) -> tuple[Draft, Draft, _Scene, str]:
+        """Return the part as it should be, as it is (the same object where it is good), its scene and kind."""
+        rng, fate = np.random.default_rng((self.seed, index, 0)), self._fate(index)
+        drawn = self._kind(fate)
+        kind = drawn if kind is None else kind
         product = self._product
         scene = self._scene(rng)
         stock = product.stock(rng)
-        return (
-            Draft(product, stock, cv2.multiply(stock, product.coat, scale=1 / 255), product.opacity),
-            scene,
-            fate,
-            kind,
-        )
+        good = Draft(product, stock, cv2.multiply(stock, product.coat, scale=1 / 255))
+        return good, good if kind == "good" else self._spoil(good, kind, fate), scene, kind
 
     def _scene(self, rng: np.random.Generator) -> _Scene:
         product, width, height = self._product, self.width, self.height
@@ -161,21 +157,20 @@ class SimLine:
             draft = good.copy()
             paint_defect(kind, draft, fate, strength)
             # Blurred as the turn into the frame's pose will blur it, then with the darkest light in mind.
-            change = cv2.blur(cv2.absdiff(draft.colour, good.colour), (2, 2))
+            change = cv2.blur(cv2.absdiff(draft.image, good.image), (2, 2))
             if np.count_nonzero(change > 2 * VISIBLE_LEVELS) > max(6, 1e-4 * change.size):
                 return draft
             strength *= 1.2
 
     def _place(self, draft: Draft, scene: _Scene) -> U8:
         """Lay the part on the belt: the scene as a noiseless camera would see it in even light."""
-        size = (self.width, self.height)
-        colour = cv2.warpAffine(draft.colour, scene.pose, size)
-        opacity = cv2.warpAffine(draft.opacity, scene.pose, size)
+        part = cv2.warpAffine(draft.image, scene.pose, (self.width, self.height))
+        colour = cv2.cvtColor(part, cv2.COLOR_BGRA2BGR)
+        clear = 255 - cv2.extractChannel(part, 3)
         sheen = self._product.sheen
         if sheen is not None:
             y, x = self.height // 2 - scene.moved[1], self.width // 2 - scene.moved[0]
             cv2.multiply(colour, sheen[y : y + self.height, x : x + self.width], colour, scale=1 / 128)
-        clear = 255 - opacity
         belt = cv2.multiply(scene.belt, cv2.merge((clear, clear, clear)), scale=1 / 255)
         placed: U8 = cv2.add(colour, belt, belt)
         return placed
@@ -192,4 +187,5 @@ class SimLine:
         changed = (np.maximum.reduce(cv2.split(cv2.absdiff(*lit))) > VISIBLE_LEVELS).astype(np.uint8)
         # Texture makes pinholes in what a person would mark as one region.
         closed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-        return closed.astype(np.bool_)
+        mask: NDArray[np.bool_] = closed > 0
+        return mask

@@ -58,9 +58,8 @@ class SimCamera(Camera):
             return True
         now_s = time.monotonic()
         wait_s = self._due_s - now_s
-        if wait_s > 0:
-            if self._closed.wait(min(wait_s, timeout_s)) or wait_s > timeout_s:
-                return False
+        if wait_s > 0 and (self._closed.wait(min(wait_s, timeout_s)) or wait_s > timeout_s):
+            return False
         # After a delay the line goes on at its rate: it does not rush to catch up.
         self._due_s = max(self._due_s, now_s - self._period_s) + self._period_s
         return True

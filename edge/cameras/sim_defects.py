@@ -18,16 +18,15 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Draft:
-    """A part being made: its raw material and its colour, uint8 `(H, W, 3)`, and its opacity, uint8 `(H, W)`."""
+    """A part being made: its raw material and its look, both uint8 BGRA `(H, W, 4)`, alpha premultiplied."""
 
     product: Product
     stock: U8
-    colour: U8
-    opacity: U8
+    image: U8
 
     def copy(self) -> Draft:
         """Return a copy that a defect may be painted on."""
-        return Draft(self.product, self.stock, self.colour.copy(), self.opacity.copy())
+        return Draft(self.product, self.stock, self.image.copy())
 
 
 def paint_defect(kind: str, draft: Draft, rng: Rng, strength: float) -> None:
@@ -70,7 +69,7 @@ def _stain(draft: Draft, rng: Rng, strength: float) -> None:
     # Liquids dry darker at the rim.
     wet = np.clip(depth * rng.uniform(2.5, 6.0), 0, 1) * (0.75 + 0.25 * np.exp(-((depth / 0.12) ** 2)))
     wet *= min(1.0, strength * rng.uniform(0.35, 0.85))
-    tint = np.float32(_STAINS[rng.integers(len(_STAINS))])
+    tint = np.array(_STAINS[rng.integers(len(_STAINS))], np.float32)
     window.scale(1 - wet[..., None] * (1 - tint))
 
 
@@ -121,8 +120,7 @@ def _missing_hole(draft: Draft, rng: Rng, strength: float) -> None:
     product = draft.product
     x, y, radius = product.holes[rng.integers(len(product.holes))]
     window = _Window(draft, np.array([[x, y]]), 2 * radius)
-    window.colour[...] = cv2.multiply(draft.stock[window.at], product.coat_undrilled[window.at], scale=1 / 255)
-    window.opacity[...] = product.opacity_undrilled[window.at]
+    draft.image[window.at] = cv2.multiply(draft.stock[window.at], product.coat_undrilled[window.at], scale=1 / 255)
 
 
 def _missing_print(draft: Draft, rng: Rng, strength: float) -> None:
@@ -134,7 +132,7 @@ def _missing_print(draft: Draft, rng: Rng, strength: float) -> None:
     depth += window.cloud(rng, 6, 0.12)
     bare = np.clip(depth * 4, 0, 1) * np.float32(min(1.0, strength * rng.uniform(0.6, 1.0)))
     unprinted = cv2.multiply(draft.stock[window.at], product.coat_unprinted[window.at], scale=1 / 255)
-    window.blend(bare.astype(np.float32), unprinted)
+    window.blend(bare.astype(np.float32), unprinted[..., :3])
 
 
 _PAINTERS: dict[str, Callable[[Draft, Rng, float], None]] = {
@@ -155,7 +153,7 @@ class _Window:
     """
 
     def __init__(self, draft: Draft, points: F64, margin: float) -> None:
-        height, width = draft.opacity.shape
+        height, width = draft.image.shape[:2]
         left, top = (int(max(0, value)) for value in points.min(axis=0) - margin)
         right, foot = (
             int(min(end, value + 2)) for end, value in zip((width, height), points.max(axis=0) + margin, strict=True)
@@ -164,8 +162,7 @@ class _Window:
         left, top = min(left, width - 1), min(top, height - 1)
         right, foot = max(right, left + 1), max(foot, top + 1)
         self.at = (slice(top, foot), slice(left, right))
-        self.colour = draft.colour[self.at]
-        self.opacity = draft.opacity[self.at]
+        self._colour = draft.image[self.at][..., :3]
         self.x = np.arange(left, right, dtype=np.float32)[None, :]
         self.y = np.arange(top, foot, dtype=np.float32)[:, None]
         self._origin = (left, top)
@@ -173,16 +170,16 @@ class _Window:
 
     def blend(self, coverage: F32, colour: ArrayLike) -> None:
         """Lay a colour over the part; coverage is 0–1."""
-        over = np.asarray(colour, np.float32) - self.colour
-        self._set(self.colour + coverage[..., None] * over)
+        below = self._colour.astype(np.float32)
+        self._set(below + coverage[..., None] * (np.asarray(colour, np.float32) - below))
 
     def scale(self, gain: NDArray[np.floating]) -> None:
         """Multiply the part's colour, `gain` of shape `(h, w, 1 or 3)`."""
-        self._set(self.colour * gain)
+        self._set(self._colour.astype(np.float32) * gain)
 
     def stroke(self, line: F64, width: float, weights: F64) -> F32:
         """Return the coverage of a line whose opacity varies along it."""
-        canvas = np.zeros(self.opacity.shape, np.uint8)
+        canvas = np.zeros(self._colour.shape[:2], np.uint8)
         points = self._subpixel(line)
         # A pen of whole pixels, then softened: finer widths come out as fainter lines, as through a lens.
         pen = max(1, round(width))
@@ -192,23 +189,24 @@ class _Window:
 
     def fill(self, outline: F64, weight: float) -> F32:
         """Return the coverage of a filled shape."""
-        canvas = np.zeros(self.opacity.shape, np.uint8)
+        canvas = np.zeros(self._colour.shape[:2], np.uint8)
         cv2.fillPoly(canvas, [self._subpixel(outline)], int(255 * min(1.0, weight)), cv2.LINE_AA, 4)
         return self._soften(canvas, 0.6, 1.0)
 
     def cloud(self, rng: Rng, cells: int, spread: float) -> F32:
         """Return smooth noise with so many cells along each side."""
         grid = rng.normal(0, spread, (cells, cells)).astype(np.float32)
-        height, width = self.opacity.shape
+        height, width = self._colour.shape[:2]
         smooth: F32 = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
         return smooth
 
     def _set(self, colour: NDArray[np.floating]) -> None:
-        np.copyto(self.colour, np.clip(np.rint(colour), 0, 255).astype(np.uint8), where=self._surface)
+        np.copyto(self._colour, np.clip(np.rint(colour), 0, 255).astype(np.uint8), where=self._surface)
 
     def _subpixel(self, points: F64) -> NDArray[np.int32]:
         """In sixteenths of a pixel, as OpenCV draws them with `shift=4`."""
-        return np.rint((points - self._origin) * 16).astype(np.int32)
+        sixteenths: NDArray[np.int32] = np.rint((points - self._origin) * 16).astype(np.int32)
+        return sixteenths
 
     @staticmethod
     def _soften(canvas: U8, sigma: float, weight: float) -> F32:
@@ -218,12 +216,15 @@ class _Window:
 
 def _point(spots: NDArray[np.int32], rng: Rng) -> F64:
     """Return one of the spots, `(N, 2)`, as `(x, y)`."""
-    return spots[rng.integers(len(spots))].astype(np.float64)
+    point: F64 = spots[rng.integers(len(spots))].astype(np.float64)
+    return point
 
 
 def _walk(start: F64, headings: F64, length: float) -> F64:
     """Return the path, `(N, 2)`, of equal steps in these headings."""
-    return start + np.cumsum(np.stack([np.cos(headings), np.sin(headings)], 1), axis=0) * (length / len(headings))
+    steps = np.stack([np.cos(headings), np.sin(headings)], 1) * (length / len(headings))
+    path: F64 = start + np.cumsum(steps, axis=0)
+    return path
 
 
 def _jagged(rng: Rng, start: F64, heading: float, length: float) -> F64:

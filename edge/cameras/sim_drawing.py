@@ -24,6 +24,7 @@ class Canvas:
         self._x, self._y = np.meshgrid(x, y)
 
     def disc(self, x: float, y: float, radius: float) -> F32:
+        """A filled circle."""
         return self._inside(radius - np.hypot(self._x - x, self._y - y))
 
     def bevel(self, x: float, y: float, radius: float, width: float) -> F32:
@@ -31,18 +32,22 @@ class Canvas:
         dx, dy = self._x - x, self._y - y
         distance = np.hypot(dx, dy) + 1e-6
         ring = np.exp(-(((distance - radius) / (width * 0.6)) ** 2))
-        return (ring * -(dx + dy) / (distance * np.sqrt(2))).astype(np.float32)
+        lit: F32 = (ring * -(dx + dy) / (distance * np.sqrt(2))).astype(np.float32)
+        return lit
 
     def box(self, x: float, y: float, width: float, height: float, corner: float = 0.0) -> F32:
+        """A filled rectangle with round corners; `x`, `y` is its upper left."""
         dx = np.abs(self._x - (x + width / 2)) - (width / 2 - corner)
         dy = np.abs(self._y - (y + height / 2)) - (height / 2 - corner)
         outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0)) + np.minimum(np.maximum(dx, dy), 0)
         return self._inside(corner - outside)
 
     def frame(self, half_x: float, half_y: float, width: float) -> F32:
+        """A rectangular line around the centre."""
         outer = self.box(-half_x, -half_y, 2 * half_x, 2 * half_y, corner=0.01)
         inset_x, inset_y = half_x - width, half_y - width
-        return outer * (1 - self.box(-inset_x, -inset_y, 2 * inset_x, 2 * inset_y, corner=0.006))
+        inner = self.box(-inset_x, -inset_y, 2 * inset_x, 2 * inset_y, corner=0.006)
+        return np.minimum(outer, 1 - inner)
 
     def rosette(self, x: float, y: float, radius: float) -> F32:
         """Eight petals within a ring."""
@@ -51,9 +56,11 @@ class Canvas:
         petals = self._inside(radius * (0.30 + 0.48 * np.abs(np.cos(4 * angle))) - distance)
         heart = self._inside(0.17 * radius - distance)
         ring = self._inside(0.07 * radius - np.abs(distance - 0.94 * radius))
-        return np.maximum(petals * (1 - heart), ring)
+        flower: F32 = np.maximum(petals * (1 - heart), ring)
+        return flower
 
     def text(self, text: str, x: float, y: float, scale: float) -> F32:
+        """Text centred at a point."""
         (width, height), over = self._size, self._over
         font, size = cv2.FONT_HERSHEY_SIMPLEX, 1.25e-3 * self._unit * over * scale
         thick = max(1, round(3.1e-3 * self._unit * over * scale))
@@ -63,18 +70,21 @@ class Canvas:
         foot = (height / 2 + y * self._unit) * over + text_height / 2
         cv2.putText(image, text, (round(left), round(foot)), font, size, 255, thick, cv2.LINE_AA)
         small = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
-        return (small / np.float32(255)).astype(np.float32)
+        coverage: F32 = small.astype(np.float32) / np.float32(255)
+        return coverage
 
     def soften(self, shape: F32, sigma: float) -> F32:
+        """A shape out of focus."""
         soft: F32 = cv2.GaussianBlur(shape, (0, 0), sigma * self._unit)
         return soft
 
     def _inside(self, depth: F32) -> F32:
         """From a signed distance in units to coverage: the edge is one pixel wide."""
-        return np.clip(depth * self._unit + 0.5, 0, 1).astype(np.float32)
+        coverage: F32 = np.clip(depth * self._unit + 0.5, 0, 1).astype(np.float32)
+        return coverage
 
 
-def turned_metal(rng: np.random.Generator, width: int, height: int) -> U8:
+def draw_turned_metal(rng: np.random.Generator, width: int, height: int) -> U8:
     """Concentric tool marks: noise that is fine along the radius and long along the circumference; grey."""
     unit = min(width, height)
     radii, angles = max(32, round(0.75 * max(width, height))), 1024
@@ -89,7 +99,7 @@ def turned_metal(rng: np.random.Generator, width: int, height: int) -> U8:
     return to_u8(214 + 9 * grey)
 
 
-def sheen(width: int, height: int) -> U8:
+def draw_sheen(width: int, height: int) -> U8:
     """The bright fans of a turned surface: they stay with the lamp when the part turns."""
     x = np.arange(2 * width, dtype=np.float32) - (2 * width - 1) / 2
     y = np.arange(2 * height, dtype=np.float32) - (2 * height - 1) / 2
@@ -104,8 +114,8 @@ def sheen(width: int, height: int) -> U8:
     return colour
 
 
-def clay(rng: np.random.Generator, width: int, height: int) -> U8:
-    """Rough fired clay: noise of several sizes, pits and light grains; BGR."""
+def draw_clay(rng: np.random.Generator, width: int, height: int) -> U8:
+    """Rough fired clay: noise of several sizes, pits and light grains; BGRA."""
     grey = np.zeros((height, width), np.float32)
     for sigma, strength in ((0.6, 7.0), (1.8, 6.0), (6.0, 4.0), (30.0, 4.0)):
         layer = cv2.GaussianBlur(rng.normal(0, 1, (height, width)).astype(np.float32), (0, 0), sigma)
@@ -115,10 +125,11 @@ def clay(rng: np.random.Generator, width: int, height: int) -> U8:
         spots = rng.integers(0, height * width, int(count * height * width))
         grains.ravel()[spots] = rng.uniform(low, high, spots.size)
         grey += 6 * cv2.GaussianBlur(grains, (0, 0), 0.9)
-    return to_u8(np.float32((158, 180, 196)) + grey[..., None] * np.float32((1.0, 1.0, 0.95)))
+    colour = np.array((158, 180, 196), np.float32) + grey[..., None] * np.array((1.0, 1.0, 0.95), np.float32)
+    return to_u8(np.dstack([colour, np.full_like(grey, 255)]))
 
 
-def belt(rng: np.random.Generator, width: int, height: int, colour: tuple[int, int, int]) -> U8:
+def draw_belt(rng: np.random.Generator, width: int, height: int, colour: tuple[int, int, int]) -> U8:
     """A conveyor belt of woven rubber with the marks of use; larger than the frame by `_BELT_TRAVEL`."""
     unit = min(width, height)
     travel = int(_BELT_TRAVEL * unit)
@@ -127,8 +138,9 @@ def belt(rng: np.random.Generator, width: int, height: int, colour: tuple[int, i
     grey = 4.0 * weave + 3.0 * rng.normal(0, 1, x.shape).astype(np.float32)
     cloud = cv2.GaussianBlur(rng.normal(0, 1, x.shape).astype(np.float32), (0, 0), 0.05 * unit)
     grey += 3.5 * cloud / cloud.std()
-    return to_u8(np.float32(colour) + grey[..., None])
+    return to_u8(np.array(colour, np.float32) + grey[..., None])
 
 
 def to_u8(image: F32) -> U8:
+    """Round and saturate to 0–255."""
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)

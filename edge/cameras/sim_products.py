@@ -10,23 +10,24 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.cameras.sim_drawing import Canvas, belt, clay, sheen, to_u8, turned_metal
+from edge.cameras.sim_drawing import Canvas, draw_belt, draw_clay, draw_sheen, draw_turned_metal, to_u8
 from edge.frames import F32, U8
+
 
 @dataclass(frozen=True)
 class Product:
     """One product at one frame size.  Images are uint8 of the frame's `(height, width)`, the part upright and centred.
 
-    A part's colour is `stock * coat / 255`: the raw material, which differs from part to part, times print, edges
-    and holes, which do not.  `opacity` hides the belt: 255 on the part, less in holes and in its shadow.
+    A part is `stock * coat / 255`, BGRA with premultiplied alpha: the raw material, which differs from part to part,
+    times print, edges and holes, which do not.  Its alpha hides the belt: 255 on the part, less in holes and shadow.
 
     Attributes:
         unit: smaller side of the frame, in pixels; all sizes are shares of it.
         rotation_deg: parts lie within plus and minus this angle.
         shift: parts lie within plus and minus this share of `unit`, in x and in y.
-        coat, opacity: as above; `coat_unprinted`, `coat_undrilled`, `opacity_undrilled`: with print or holes left out.
+        stock, coat: as above, `(H, W, 4)`; `coat_unprinted`, `coat_undrilled`: with print or holes left out.
         solid: 255 where the part's surface is.
-        solid_spots, print_spots, rim_spots: `(x, y)` of all pixels, int32 `(N, 2)`, on the surface, on print, on an edge.
+        solid_spots, print_spots, rim_spots: `(x, y)` of all pixels, int32 `(N, 2)`, on the surface, print, edges.
         holes: `(x, y, radius)` in pixels of every hole that can be missing.
         belt: what the part lies on, larger than the frame.
         sheen: fixed highlights of the part in the frame's axes, `(2 height, 2 width, 3)`, 128 = none; or None.
@@ -40,15 +41,13 @@ class Product:
     stock: Callable[[np.random.Generator], U8]
     coat: U8
     coat_unprinted: U8
-    opacity: U8
     solid: U8
     print_spots: NDArray[np.int32]
     belt: U8
     defects: tuple[str, ...]
     sheen: U8 | None = None
     holes: tuple[tuple[float, float, float], ...] = ()
-    coat_undrilled: U8 = field(default_factory=lambda: np.empty((0, 0, 3), np.uint8))
-    opacity_undrilled: U8 = field(default_factory=lambda: np.empty((0, 0), np.uint8))
+    coat_undrilled: U8 = field(default_factory=lambda: np.empty((0, 0, 4), np.uint8))
     solid_spots: NDArray[np.int32] = field(init=False)
     rim_spots: NDArray[np.int32] = field(init=False)
 
@@ -82,7 +81,7 @@ def _disc(width: int, height: int) -> Product:
     disc = canvas.disc(0, 0, 0.41)
     cut = np.maximum.reduce([canvas.disc(*hole) for hole in bores])
     bore = canvas.disc(*bores[0])
-    ink = np.full((height, width), 0, np.float32)
+    ink = np.zeros((height, width), np.float32)
     for text, y, scale in (("RD7-410", -0.205, 1.0), ("24V  0.8", 0.232, 0.78)):
         ink = np.maximum(ink, canvas.text(text, 0, y, scale))
     for cell in np.argwhere(rng.random((6, 6)) < 0.55):
@@ -98,24 +97,21 @@ def _disc(width: int, height: int) -> Product:
             light -= 0.20 * canvas.bevel(x, y, radius + 0.007, 0.007)
         return np.clip(light, 0, 1)
 
+    shadow = 0.55 * canvas.soften(canvas.disc(0.018, 0.022, 0.41), 0.016) * (1 - disc)
+
     def coat(drilled: tuple[tuple[float, float, float], ...], opening: F32, print_: F32) -> U8:
-        colour = relief(drilled)[..., None] * (1 - print_[..., None] * np.float32((0.62, 0.66, 0.72)))
-        return to_u8(255 * colour * (disc * (1 - opening))[..., None])
+        colour = relief(drilled)[..., None] * (1 - print_[..., None] * np.array((0.62, 0.66, 0.72), np.float32))
+        alpha = np.maximum(disc * (1 - 0.22 * opening), shadow)
+        return to_u8(255 * np.dstack([colour * (disc * (1 - opening))[..., None], alpha]))
 
-    none = np.zeros_like(ink)
-    shadow = 0.55 * canvas.soften(canvas.disc(0.018, 0.022, 0.41), 0.016)
-
-    def opacity(opening: F32) -> U8:
-        return to_u8(255 * np.maximum(disc * (1 - 0.22 * opening), shadow * (1 - disc)))
-
-    brush = turned_metal(rng, width, height)
+    brush = draw_turned_metal(rng, width, height)
     centre = ((width - 1) / 2, (height - 1) / 2)
 
     def stock(part: np.random.Generator) -> U8:
         turn = cv2.getRotationMatrix2D(centre, float(part.uniform(0, 360)), 1.0)
         grey = cv2.warpAffine(brush, turn, (width, height), borderMode=cv2.BORDER_REFLECT)
-        colour: U8 = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
-        return colour
+        metal: U8 = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGRA)
+        return metal
 
     return Product(
         name="disc",
@@ -124,15 +120,13 @@ def _disc(width: int, height: int) -> Product:
         shift=0.03,
         stock=stock,
         coat=coat(bores, cut, ink),
-        coat_unprinted=coat(bores, cut, none),
+        coat_unprinted=coat(bores, cut, np.zeros_like(ink)),
         coat_undrilled=coat(bores[:1], bore, ink),
-        opacity=opacity(cut),
-        opacity_undrilled=opacity(bore),
         solid=to_u8(255 * disc * (1 - cut)),
         print_spots=_spots(to_u8(255 * ink)),
         holes=tuple((float(centre[0] + x * unit), float(centre[1] + y * unit), float(r * unit)) for x, y, r in holes),
-        belt=belt(rng, width, height, (62, 66, 60)),
-        sheen=sheen(width, height),
+        belt=draw_belt(rng, width, height, (62, 66, 60)),
+        sheen=draw_sheen(width, height),
         defects=("scratch", "dent", "stain", "missing_hole", "missing_print", "particle", "crack"),
     )
 
@@ -156,15 +150,16 @@ def _tile(width: int, height: int) -> Product:
     wear = cv2.resize(rng.random((height // 2 + 1, width // 2 + 1), np.float32), (width, height))
     ink = (ink * np.clip(0.35 + 1.1 * wear, 0, 1)).astype(np.float32)
 
-    def coat(print_: F32) -> U8:
-        edge = 0.80 + 0.20 * inner
-        colour = edge[..., None] * (1 - print_[..., None] * np.float32((0.34, 0.58, 0.72)))
-        return to_u8(255 * colour * plate[..., None])
-
     moved = canvas.box(-half_x + 0.014, -half_y + 0.018, 2 * half_x, 2 * half_y, corner=0.03)
-    shadow = 0.6 * canvas.soften(moved, 0.012)
+    alpha = np.maximum(plate, 0.6 * canvas.soften(moved, 0.012) * (1 - plate))
+
+    def coat(print_: F32) -> U8:
+        edge = (0.80 + 0.20 * inner) * plate
+        colour = edge[..., None] * (1 - print_[..., None] * np.array((0.34, 0.58, 0.72), np.float32))
+        return to_u8(255 * np.dstack([colour, alpha]))
+
     margin = max(64, int(unit / 2))
-    clay = clay(rng, width + margin, height + margin)
+    clay = draw_clay(rng, width + margin, height + margin)
 
     def stock(part: np.random.Generator) -> U8:
         y, x = part.integers(0, margin, 2)
@@ -178,16 +173,16 @@ def _tile(width: int, height: int) -> Product:
         stock=stock,
         coat=coat(ink),
         coat_unprinted=coat(np.zeros_like(ink)),
-        opacity=to_u8(255 * np.maximum(plate, shadow * (1 - plate))),
         solid=to_u8(255 * plate),
         print_spots=_spots(to_u8(255 * ink)),
-        belt=belt(rng, width, height, (70, 62, 56)),
+        belt=draw_belt(rng, width, height, (70, 62, 56)),
         defects=("scratch", "dent", "stain", "missing_print", "particle", "crack"),
     )
 
 
 #: Every product by name.
 PRODUCTS: dict[str, Callable[[int, int], Product]] = {"disc": _disc, "tile": _tile}
+
 
 def _spots(image: U8) -> NDArray[np.int32]:
     """Return `(x, y)` of every pixel above half."""

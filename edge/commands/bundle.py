@@ -114,7 +114,7 @@ def _show(bundle: Bundle) -> None:
         for name, key in sorted(manifest.engines.items()):
             engines.add_row(*map(escape, (name, key.runtime, key.device, key.version, key.precision)))
         out.print(engines)
-    members = Table("member", "size", "SHA-256", title="members")
+    members = Table("member", "size", "SHA-256, first 16 digits", title="members")
     members.columns[1].justify = "right"
     for name, member in bundle.members.items():
         members.add_row(escape(name), _bytes(member.size), member.sha256[:16])

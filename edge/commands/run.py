@@ -8,6 +8,7 @@ import json
 import math
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from edge.inspection.inspector import Inspector
     from edge.station import Station
     from edge.summary import Summary
+
+_SWITCH_INTERVAL_S = 2e-4
 
 _EPILOG = f"""\
 cameras:
@@ -66,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from edge.inspection.inspector import Inspector
     from edge.station import Station
 
+    # A thread that comes back from a kernel or a wait must not stand behind another's Python code for the usual 5 ms.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with ExitStack() as stack:
         # First of all, so that subscribers that wait connect while the model loads.
         publisher = None
@@ -217,6 +222,7 @@ class _OverlaySaver:
         import numpy as np
 
         from edge.frames import PixelFormat
+        from edge.images import IMAGE_SUFFIXES
         from edge.overlay import draw_overlay
 
         found = slot.inspection
@@ -228,7 +234,9 @@ class _OverlaySaver:
             image, found.verdict, score=found.score, threshold=found.threshold, mask=mask, regions=found.regions
         )
         # Sources may be paths or addresses: keep what any file system can hold.
-        source = re.sub(r"[^A-Za-z0-9._-]+", "-", slot.meta.source).strip("-.")[-100:]
+        name = Path(slot.meta.source)
+        source = str(name.with_suffix("")) if name.suffix.lower() in IMAGE_SUFFIXES else str(name)
+        source = re.sub(r"[^A-Za-z0-9._-]+", "-", source).strip("-.")[-100:]
         file = self._folder / f"{slot.meta.frame_id:06d}-{source}.png"
         try:
             file.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
@@ -280,7 +288,9 @@ def _stopped_by_signals(station: Station) -> Iterator[None]:
 
 
 def _show(summary: Summary, as_json: bool) -> None:
-    console.print(summary.table())
+    console.print(f"[bold]{summary.headline}[/]")
+    if summary.frames:
+        console.print(summary.table())
     if as_json:
         print(json.dumps(summary.as_dict()))
 

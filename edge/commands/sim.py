@@ -37,11 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     line = SimLine(args.seed, args.width, args.height, product=args.product)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside it and moved at the end: an interrupted run leaves nothing half-done.
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        out.mkdir(parents=True, exist_ok=True)
+        # Moved into place at the end: an interrupted run leaves nothing half-done.
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as scratch:
             _write(line, args, Path(scratch))
-            out.mkdir(exist_ok=True)
             for name in _FOLDERS:
                 shutil.rmtree(out / name, ignore_errors=True)
                 if (Path(scratch) / name).exists():
@@ -122,4 +121,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(None))

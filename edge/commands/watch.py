@@ -9,19 +9,22 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
 from edge.cli import command, console
-from edge.commands.watch_files import MaskSaver, OverlaySaver, Saver
 from edge.errors import UsageError
 from edge.events.codec import EventMessage, StatusMessage, event_to_json
 from edge.events.endpoint import DEFAULT_ENDPOINT
 from edge.events.schema import Event
 from edge.events.subscriber import Subscriber
 from edge.inspection.result import Verdict
+
+if TYPE_CHECKING:
+    from edge.commands.watch_files import Saver
 
 _EPILOG = """\
 Start it before or after the station: it waits for one, and waits again when one has gone.  Events go to
@@ -33,7 +36,8 @@ verdict, regions, ...) and `mask`, the mask as COCO compressed run lengths.
 exit codes:
   0  watching has ended: --count, --idle, --until-stopped or Ctrl-C
   1  a mask or overlay cannot be written
-  2  wrong arguments
+  2  wrong arguments, or a folder that cannot be made or found
+  4  --images sim:... has a wrong option
   5  the endpoint is invalid
 """
 
@@ -55,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run edge-watch."""
     arguments = _parser().parse_args(argv)
     if arguments.images is not None and arguments.save_overlays is None:
-        raise UsageError("--images is only used by --save-overlays", "add --save-overlays DIR")
+        raise UsageError("--images is for --save-overlays", "add --save-overlays DIR")
     watch = _Watch(arguments)
     with Subscriber(arguments.endpoint, camera=arguments.camera) as subscriber:
         try:
@@ -112,9 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--images",
-        type=Path,
-        metavar="DIR",
-        help="folder with the source images, for --save-overlays; without it the mask is drawn on black",
+        metavar="CAMERA",
+        help="what edge-run inspects, a folder or sim:..., to find the images for --save-overlays; "
+        "without it, and for other cameras, what was found is drawn on black",
     )
     return parser
 
@@ -184,14 +188,14 @@ class _Watch:
         """Show events until one of the asked-for ends."""
         if self._table is not None:
             self._table.print(Text(_COLUMNS, style="bold"))
-        connected = True
+        waiting = False
         heard = time.monotonic()
         while True:
             message = subscriber.receive(self._patience(heard))
-            if subscriber.connected is not connected:
-                connected = subscriber.connected
-                _note(f"{'connected to' if connected else 'waiting for'} the station at {subscriber.endpoint}")
             self._report_rejected(subscriber)
+            if message is None and not subscriber.connected and not waiting:
+                _note(f"waiting for a station at {subscriber.endpoint}")
+            waiting = not subscriber.connected
             if message is not None:
                 heard = time.monotonic()
                 if isinstance(message, StatusMessage):
@@ -264,6 +268,11 @@ class _Watch:
 
 
 def _savers(arguments: argparse.Namespace) -> Iterator[Saver]:
+    if arguments.save_masks is None and arguments.save_overlays is None:
+        return
+    # OpenCV, which watching alone need not wait for.
+    from edge.commands.watch_files import MaskSaver, OverlaySaver
+
     if arguments.save_masks is not None:
         yield MaskSaver(arguments.save_masks)
     if arguments.save_overlays is not None:

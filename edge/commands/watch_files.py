@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.cameras.sim_camera import open_sim
 from edge.errors import EdgeError, FrameError, UsageError
 from edge.events.schema import Event
 from edge.frames import U8
@@ -17,6 +18,7 @@ from edge.images import IMAGE_SUFFIXES, read_image
 from edge.overlay import draw_overlay
 
 _MAX_NAME = 100
+_MAX_SIDE = 32767
 
 
 class Saver(Protocol):
@@ -46,10 +48,9 @@ class MaskSaver:
 
     def save(self, event: Event, mask: NDArray[np.bool_]) -> None:
         """Save the mask."""
-        if mask.any():
-            image = mask.astype(np.uint8) * np.uint8(255)
-            if all(event.frame_size):
-                image = cv2.resize(image, event.frame_size, interpolation=cv2.INTER_NEAREST)
+        size = _picture_size(event)
+        if size is not None and mask.any():
+            image = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_NEAREST)
             _write(self._folder / file_name(event), image)
             self._saved += 1
 
@@ -58,30 +59,68 @@ class MaskSaver:
         return f"{self._saved} masks in {self._folder}"
 
 
+class FolderImages:
+    """The images of a folder, by their source names."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise UsageError(f"--images {folder}: no such folder", "name the folder or sim:… that edge-run inspects")
+        self._folder = folder.resolve()
+
+    def find(self, source: str) -> U8 | None:
+        """Return the image `(H, W, 3)`, None where there is none."""
+        try:
+            path = (self._folder / source).resolve()
+            # A source name comes from outside: it must not lead out of the folder.
+            if not path.is_relative_to(self._folder) or not path.is_file():
+                return None
+            return read_image(path)
+        except (FrameError, OSError, ValueError):
+            return None
+
+
+class SimulatedImages:
+    """The parts of a simulated line, drawn again."""
+
+    def __init__(self, options: str) -> None:
+        self._line = open_sim("images", options).line
+
+    def find(self, source: str) -> U8 | None:
+        """Return the image `(H, W, 3)`, None where the source is no part of this line."""
+        match = re.fullmatch(r"sim/([0-9]{1,19})/([0-9]{1,19})", source)
+        if match is None or int(match[1]) != self._line.seed:
+            return None
+        image = np.empty((self._line.height, self._line.width, 3), np.uint8)
+        self._line.render(int(match[2]), image)
+        return image
+
+
 class OverlaySaver:
     """Saves each image with mask, regions and verdict drawn on it.
 
     Args:
         folder: to save in; made where it is missing.
-        images: folder in which the events' source names are found; None draws on black.
+        images: what edge-run inspects, a folder or `sim:…`; None draws on black.
     """
 
-    def __init__(self, folder: Path, images: Path | None) -> None:
-        if images is not None and not images.is_dir():
-            raise UsageError(f"--images {images} is not a folder", "name the folder that edge-run reads")
+    def __init__(self, folder: Path, images: str | None) -> None:
+        self._images: FolderImages | SimulatedImages | None = None
+        if images is not None:
+            simulated = images == "sim" or images.startswith("sim:")
+            self._images = SimulatedImages(images[4:]) if simulated else FolderImages(Path(images))
         self._folder = _make(folder)
-        self._images = images
         self._saved = 0
         self._on_black = 0
 
     def save(self, event: Event, mask: NDArray[np.bool_]) -> None:
         """Save the overlay; on black where the image is not found."""
-        image = self._find(event)
-        if image is None:
-            width, height = event.frame_size if all(event.frame_size) else event.mask_size
-            if not width or not height:
+        image = None if self._images is None else self._images.find(event.source)
+        # Regions are in the frame's pixels: an image of another size is not that frame.
+        if image is None or image.shape[1::-1] != event.frame_size:
+            size = _picture_size(event)
+            if size is None:
                 return
-            image = np.zeros((height, width, 3), np.uint8)
+            image = np.zeros((size[1], size[0], 3), np.uint8)
             self._on_black += 1
         picture = draw_overlay(
             image, event.verdict, score=event.score, threshold=event.threshold, mask=mask, regions=event.regions
@@ -94,20 +133,6 @@ class OverlaySaver:
         without = f" ({self._on_black} without their image)" if self._on_black else ""
         return f"{self._saved} overlays in {self._folder}{without}"
 
-    def _find(self, event: Event) -> U8 | None:
-        """Return the event's image if it is in the folder, as large as the event says."""
-        if self._images is None:
-            return None
-        try:
-            path = (self._images / event.source).resolve()
-            # A source name comes from outside: it must not lead out of the folder.
-            if not path.is_relative_to(self._images.resolve()) or not path.is_file():
-                return None
-            image = read_image(path)
-        except (FrameError, OSError, ValueError):
-            return None
-        return image if image.shape[1::-1] == event.frame_size else None
-
 
 def file_name(event: Event) -> str:
     """Return a file name that no other event has: boot id, sequence number, source."""
@@ -117,6 +142,14 @@ def file_name(event: Event) -> str:
         source = stem
     boot, source = (re.sub(r"[^A-Za-z0-9._-]+", "_", text) for text in (event.boot_id, source))
     return f"{boot[:8]}-{event.seq:07d}-{source[-_MAX_NAME:]}.png"
+
+
+def _picture_size(event: Event) -> tuple[int, int] | None:
+    """Return width and height to draw at: the frame's where it had any, within what OpenCV can draw."""
+    for size in (event.frame_size, event.mask_size):
+        if min(size) > 0 and max(size) <= _MAX_SIDE:
+            return size
+    return None
 
 
 def _make(folder: Path) -> Path:

@@ -13,6 +13,7 @@ import socket
 import stat
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 
 import zmq
@@ -63,6 +64,7 @@ class Publisher:
         self.boot_id = secrets.token_hex(8)
         self.last_seq = 0
         self._next_seq = 1
+        self._path: Path | None = None
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.XPUB)
         self._socket.setsockopt(zmq.SNDHWM, hwm)
@@ -80,6 +82,8 @@ class Publisher:
         except BaseException:
             self.close(0.0)
             raise
+        if endpoint.startswith("ipc://"):
+            self._path = Path(endpoint.removeprefix("ipc://"))
         self._bound_at = time.monotonic()
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
@@ -126,6 +130,10 @@ class Publisher:
 
     def close(self, linger_s: float = 2.0) -> None:
         """Close, giving what still waits for subscribers up to this many seconds to leave."""
+        if self._path is not None:
+            # ZeroMQ leaves it behind.  As long as we listen there, it cannot be another station's.
+            self._path.unlink(missing_ok=True)
+            self._path = None
         self._socket.close(linger=int(linger_s * 1000))
         self._context.term()
 

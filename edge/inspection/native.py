@@ -9,142 +9,41 @@ Different objects may be called from different threads at the same time, one obj
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
-import sysconfig
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-import edge.inspection
-from edge.errors import BundleMismatchError, FrameError, RuntimeUnavailableError
+from edge.errors import BundleMismatchError, FrameError
 from edge.frames import F32, U8, PixelFormat, aligned_bytes, aligned_f32
+from edge.inspection.library import (
+    GROUP,
+    HOG_ORIENTATIONS,
+    HOG_STRIP,
+    PREPARE_COLUMNS,
+    PREPARE_SAMPLES,
+    Axis,
+    Colour,
+    CompareTables,
+    ComparisonResult,
+    HogTables,
+    PrepareTables,
+    ScaleTables,
+    choose_isa,
+    isas,
+    kernel_function,
+)
 from edge.inspection.taps import Taps, banded, compressed_rows, resize_taps, smoothing_matrix
 from edge.manifest import CompareSpec, InputSpec, MapSpec
 
-LIBRARY = "libredi_kernels.so"
-#: The largest frame side, in pixels.
-MAX_SIDE = 16384
+__all__ = ["MAX_SIDE", "Comparer", "Comparison", "Preprocessor", "choose_isa", "isas", "nearest"]
 
-# Mirrors of constants and structures in kernels/; `_ABI` guards them.
-_ABI = 1
-_PREPARE_SAMPLES, _PREPARE_COLUMNS, _HOG_STRIP, _HOG_ORIENTATIONS, _GROUP = 4096, 512, 128, 18, 32
+#: The largest side of a frame or of the network input, in pixels.
+MAX_SIDE = 16384
 #: Frame sizes whose tables are kept by a `Preprocessor`.
 _KEPT_SIZES = 8
-
-
-class _Axis(ctypes.Structure):
-    _fields_ = (("start", ctypes.c_void_p), ("weight", ctypes.c_void_p), ("taps", ctypes.c_int32))
-
-
-class _Colour(ctypes.Structure):
-    _fields_ = (
-        ("plane", ctypes.c_int32 * 3),
-        ("gain", ctypes.c_float * 3),
-        ("offset", ctypes.c_float * 3),
-        ("blue_first", ctypes.c_int32),
-    )
-
-
-class _PrepareTables(ctypes.Structure):
-    _fields_ = (
-        ("rows", _Axis),
-        ("columns", _Axis),
-        ("colour", _Colour),
-        *((name, ctypes.c_int32) for name in ("channels", "height", "width", "strip")),
-    )
-
-
-class _HogTables(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in ("height", "width", "cell", "orientations", "pool")),
-        *((name, ctypes.c_float) for name in ("nearest", "epsilon", "clip")),
-        *((name, ctypes.c_void_p) for name in ("direction", "cells", "first", "second")),
-    )
-
-
-class _ScaleTables(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in ("channels", "rows", "columns", "taps")),
-        *((name, ctypes.c_void_p) for name in ("start", "weight")),
-    )
-
-
-class _CompareTables(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int32) for name in ("height", "width", "top_k", "scales")),
-        ("scale", ctypes.POINTER(_ScaleTables)),
-        *((name, ctypes.c_void_p) for name in ("begin", "row", "weight", "distance", "spread", "group_peak")),
-    )
-
-
-class _Comparison(ctypes.Structure):
-    _fields_ = (("score", ctypes.c_float), ("peak", ctypes.c_float), ("flagged", ctypes.c_int32))
-
-
-_pointer, _int, _float = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "redi_prepare": (_pointer, _pointer, ctypes.c_int64, _pointer, _pointer),
-    "redi_hog": (_pointer, _pointer, _pointer),
-    "redi_descriptor": (_pointer, _pointer, _pointer),
-    "redi_nearest": (_pointer, _pointer, _int, _int, _pointer, _pointer),
-    "redi_compare": (_pointer, _pointer, _pointer, _float, _pointer, _pointer, _pointer),
-}
-
-
-@functools.lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL:
-    """Load the kernels from beside this package, or from where an editable installation put them."""
-    installed = (Path(sysconfig.get_path(kind), "edge", "inspection") for kind in ("platlib", "purelib"))
-    tried = dict.fromkeys(Path(folder) / LIBRARY for folder in (*edge.inspection.__path__, *installed))
-    hint = "build it: pip install . (or: pip install --no-build-isolation -e .) with a C++ compiler present"
-    for path in tried:
-        if path.is_file():
-            try:
-                library = ctypes.CDLL(str(path))
-                built = library.redi_abi()
-            except (OSError, AttributeError) as error:
-                raise RuntimeUnavailableError(f"{path} cannot be loaded: {error}", hint) from error
-            if built != _ABI:
-                raise RuntimeUnavailableError(f"{path} has interface {built}, this release needs {_ABI}", hint)
-            library.redi_isas.restype = ctypes.c_char_p
-            return library
-    raise RuntimeUnavailableError(f"the native kernels are not installed: no {' or '.join(map(str, tried))}", hint)
-
-
-def isas() -> tuple[str, ...]:
-    """Return the instruction sets that the kernels were built for and this CPU has, the best last.
-
-    Raises:
-        RuntimeUnavailableError: the kernels are missing or of another release.
-    """
-    return tuple(_library().redi_isas().decode().split())
-
-
-def choose_isa(isa: str | None = None) -> str:
-    """Return `isa`, or else the environment's `REDI_ISA`, or else the best one, after checking that it can run here.
-
-    Raises:
-        RuntimeUnavailableError: it cannot, or the kernels are missing.
-    """
-    usable = isas()
-    wanted = isa or os.environ.get("REDI_ISA") or usable[-1]
-    if wanted not in usable:
-        hint = f"use one of {', '.join(usable)} (in the environment variable REDI_ISA), or unset it"
-        raise RuntimeUnavailableError(f"this machine cannot run the kernels for {wanted!r}", hint)
-    return wanted
-
-
-@functools.lru_cache(maxsize=None)
-def _function(name: str, isa: str) -> Any:
-    function = getattr(_library(), f"{name}_{isa}")
-    function.argtypes = _SIGNATURES[name]
-    function.restype = None
-    return function
 
 
 def _address(array: NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...], name: str) -> int:
@@ -162,8 +61,8 @@ def _output(array: NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...]
     return _address(array, dtype, shape, name)
 
 
-def _axis(taps: Taps) -> _Axis:
-    return _Axis(taps.start.ctypes.data, taps.weight.ctypes.data, taps.weight.shape[1])
+def _axis(taps: Taps) -> Axis:
+    return Axis(taps.start.ctypes.data, taps.weight.ctypes.data, taps.weight.shape[1])
 
 
 class Preprocessor:
@@ -197,16 +96,16 @@ class Preprocessor:
             aligned_f32(high + 1, wide + 1),
         )
         direction, first, second = (array.ctypes.data for array in self._kept)
-        self._hog = _HogTables(
+        self._hog = HogTables(
             height, width, cell, n, pool, float(np.cos(np.pi / n)), map_spec.epsilon, map_spec.clip,
             direction, self.cells.ctypes.data, first, second,
         )  # fmt: skip
         self._hog_address = ctypes.addressof(self._hog)
         self._grey_address = self.grey.ctypes.data
-        self._tables: dict[tuple[tuple[int, ...], PixelFormat], tuple[_PrepareTables, Taps, Taps]] = {}
-        self._run_prepare = _function("redi_prepare", self.isa)
-        self._run_hog = _function("redi_hog", self.isa)
-        self._run_descriptor = _function("redi_descriptor", self.isa)
+        self._tables: dict[tuple[tuple[int, ...], PixelFormat], tuple[PrepareTables, Taps, Taps]] = {}
+        self._run_prepare = kernel_function("redi_prepare", self.isa)
+        self._run_hog = kernel_function("redi_hog", self.isa)
+        self._run_descriptor = kernel_function("redi_descriptor", self.isa)
 
     def __call__(self, pixels: U8, pixel_format: PixelFormat, x: F32, h: F32, descriptor: F32) -> None:
         """Fill `x` `(3, height, width)`, `h` `map_shape` and `descriptor` `(descriptor_size,)` from one frame.
@@ -216,7 +115,7 @@ class Preprocessor:
                 buffer), pixels within a row may not.
             pixel_format: layout of `pixels`.
             x: the network input.
-            h: histograms of oriented gradients, L2-Hys normalised, 0 to a little over the clip.
+            h: histograms of oriented gradients, L2-Hys normalised, 0–1.
             descriptor: `h` pooled and scaled to unit length; all zeros for a frame without any gradient.
 
         Raises:
@@ -240,15 +139,13 @@ class Preprocessor:
             raise FrameError(f"a frame whose rows are not contiguous: strides {pixels.strides}")
         shape = (3, self.input_spec.height, self.input_spec.width)
         out = _output(x, np.float32, shape, "x")
-        self._run_prepare(
-            ctypes.addressof(tables[0]), pixels.ctypes.data, pixels.strides[0], out, self._grey_address
-        )
+        self._run_prepare(ctypes.addressof(tables[0]), pixels.ctypes.data, pixels.strides[0], out, self._grey_address)
 
     def hog(self, h: F32) -> None:
         """Fill `h`, float32 `map_shape`, and `self.cells` from `self.grey`."""
         self._run_hog(self._hog_address, self._grey_address, _output(h, np.float32, self.map_shape, "h"))
 
-    def _make_tables(self, shape: tuple[int, ...], pixel_format: PixelFormat) -> tuple[_PrepareTables, Taps, Taps]:
+    def _make_tables(self, shape: tuple[int, ...], pixel_format: PixelFormat) -> tuple[PrepareTables, Taps, Taps]:
         channels = pixel_format.channels
         if len(shape) != (2 if channels == 1 else 3) or shape[2:] not in ((), (channels,)):
             raise FrameError(f"a frame of shape {shape} is not {pixel_format.value}", "check the camera's pixel format")
@@ -256,17 +153,17 @@ class Preprocessor:
             raise FrameError(f"a frame of {shape[1]} x {shape[0]} pixels, 1 to {MAX_SIDE} a side are possible")
         spec = self.input_spec
         rows, columns = resize_taps(shape[0], spec.height), resize_taps(shape[1], spec.width)
-        strip = min(spec.width, _PREPARE_COLUMNS)
+        strip = min(spec.width, PREPARE_COLUMNS)
         taps = columns.weight.shape[1]
         while any(
-            (columns.start[min(at + strip, spec.width) - 1] + taps - columns.start[at]) * channels > _PREPARE_SAMPLES
+            (columns.start[min(at + strip, spec.width) - 1] + taps - columns.start[at]) * channels > PREPARE_SAMPLES
             for at in range(0, spec.width, strip)
         ):
             strip = (strip + 1) // 2
         blue_first = pixel_format is PixelFormat.BGR8
         plane = np.array([0, 1, 2] if blue_first == (spec.order == "bgr") else [2, 1, 0])
         mean, std = np.array(spec.mean)[plane], np.array(spec.std)[plane]
-        colour = _Colour(
+        colour = Colour(
             (ctypes.c_int32 * 3)(*plane),
             (ctypes.c_float * 3)(*(spec.scale / std)),
             (ctypes.c_float * 3)(*(-mean / std)),
@@ -274,25 +171,27 @@ class Preprocessor:
         )
         if len(self._tables) >= _KEPT_SIZES:
             self._tables.pop(next(iter(self._tables)))
-        tables = _PrepareTables(_axis(rows), _axis(columns), colour, channels, spec.height, spec.width, strip)
+        tables = PrepareTables(_axis(rows), _axis(columns), colour, channels, spec.height, spec.width, strip)
         self._tables[shape, pixel_format] = entry = (tables, rows, columns)
         return entry
 
 
 def _check_specs(inputs: InputSpec, maps: MapSpec) -> None:
     height, width, cell, pool = inputs.height, inputs.width, maps.cell, maps.descriptor_pool
-    if height < 32 or width < 32 or height % 32 or width % 32:
-        raise BundleMismatchError(f"an input of {width} x {height} pixels: both must be multiples of 32")
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE) or height % 32 or width % 32:
+        raise BundleMismatchError(f"an input of {width} x {height} pixels: both must be multiples of 32 to {MAX_SIDE}")
     if inputs.order not in ("rgb", "bgr") or not all(inputs.std):
         raise BundleMismatchError(f"an input of order {inputs.order!r} and std {inputs.std}: rgb or bgr, std not zero")
     if maps.kind != "hog":
         raise BundleMismatchError(f"a self-generated map of kind {maps.kind!r}: only 'hog' is known")
-    if not 1 <= maps.orientations <= _HOG_ORIENTATIONS:
-        raise BundleMismatchError(f"{maps.orientations} map orientations: 1 to {_HOG_ORIENTATIONS} are possible")
-    if not 1 <= cell <= _HOG_STRIP or height % cell or width % cell or min(height, width) < 2 * cell:
+    if not 1 <= maps.orientations <= HOG_ORIENTATIONS:
+        raise BundleMismatchError(f"{maps.orientations} map orientations: 1 to {HOG_ORIENTATIONS} are possible")
+    if not 1 <= cell <= HOG_STRIP or height % cell or width % cell or min(height, width) < 2 * cell:
         raise BundleMismatchError(f"map cells of {cell} pixels do not divide an input of {width} x {height} pixels")
     if pool < 1 or height // cell % pool or width // cell % pool:
-        raise BundleMismatchError(f"a descriptor pool of {pool} does not divide {width // cell} x {height // cell} cells")
+        raise BundleMismatchError(
+            f"a descriptor pool of {pool} does not divide {width // cell} x {height // cell} cells"
+        )
     if not (maps.epsilon > 0 and maps.clip > 0):
         raise BundleMismatchError(f"map epsilon {maps.epsilon} and clip {maps.clip} must be above zero")
 
@@ -316,7 +215,7 @@ def nearest(descriptor: F32, bank: F32, *, isa: str | None = None) -> tuple[int,
         similarity = _scratch.similarity = aligned_f32(entries)
         _scratch.best = ctypes.c_int()
     best = _scratch.best
-    _function("redi_nearest", choose_isa(isa))(
+    kernel_function("redi_nearest", choose_isa(isa))(
         _address(descriptor, np.float32, (size,), "descriptor"),
         _address(bank, np.float32, (entries, size), "bank"),
         entries,
@@ -356,8 +255,8 @@ class Comparer:
         self.isa = choose_isa(isa)
         self.spec = spec
         self.shape = (height, width)
-        if height < 32 or width < 32 or height % 32 or width % 32:
-            raise BundleMismatchError(f"an anomaly map of {width} x {height} pixels: both must be multiples of 32")
+        if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE) or height % 32 or width % 32:
+            raise BundleMismatchError(f"an anomaly map of {width} x {height} pixels: not multiples of 32 to {MAX_SIDE}")
         if not spec.scales or any(len(scale) != 3 or min(scale) < 1 for scale in spec.scales):
             raise BundleMismatchError(f"feature scales {spec.scales}: each needs channels, height and width above zero")
         if not 0 <= spec.sigma < np.inf or spec.top_k < 1:
@@ -368,23 +267,23 @@ class Comparer:
             *compressed_rows(np.concatenate(rows, axis=1)),
             aligned_f32(max(rows * columns for _, rows, columns in spec.scales)),
             aligned_f32(sum(rows for _, rows, _ in spec.scales), width),
-            aligned_bytes(4 * height * width // _GROUP),
+            aligned_bytes(4 * height * width // GROUP),
             *(array for band in bands for array in band),
         )
         n = len(spec.scales)
-        self._scales = (_ScaleTables * n)(
+        self._scales = (ScaleTables * n)(
             *(
-                _ScaleTables(*scale, weight.shape[1], start.ctypes.data, weight.ctypes.data)
+                ScaleTables(*scale, weight.shape[1], start.ctypes.data, weight.ctypes.data)
                 for scale, (start, weight) in zip(spec.scales, bands, strict=True)
             )
         )
         top_k = min(spec.top_k, height * width)
         addresses = (array.ctypes.data for array in self._kept[:6])
-        self._tables = _CompareTables(height, width, top_k, n, self._scales, *addresses)
+        self._tables = CompareTables(height, width, top_k, n, self._scales, *addresses)
         self._fx, self._fy = (ctypes.c_void_p * n)(), (ctypes.c_void_p * n)()
-        self._result = _Comparison()
+        self._result = ComparisonResult()
         self._addresses = tuple(map(ctypes.addressof, (self._tables, self._fx, self._fy, self._result)))
-        self._run = _function("redi_compare", self.isa)
+        self._run = kernel_function("redi_compare", self.isa)
 
     def __call__(
         self, fx: Sequence[F32], fy: Sequence[F32], pixel_threshold: float, anomaly_map: F32, mask: U8
@@ -410,7 +309,9 @@ class Comparer:
                 self._fx[level] = _address(fx[level], np.float32, scale, f"fx[{level}]")
                 self._fy[level] = _address(fy[level], np.float32, scale, f"fy[{level}]")
         except ValueError as error:
-            raise BundleMismatchError(f"the network's output does not fit: {error}", "export the bundle again") from error
+            raise BundleMismatchError(
+                f"the network's output does not fit: {error}", "export the bundle again"
+            ) from error
         height, width = self.shape
         map_address = _output(anomaly_map, np.float32, (height, width), "anomaly_map")
         mask_address = _output(mask, np.uint8, (height, width // 8), "mask")

@@ -152,7 +152,7 @@ class PortableRuntime:
     def close(self) -> None:
         """Free the model; the slots' memory stays valid as long as it is referenced."""
         self._prompts.clear()
-        del self._request, self._compiled
+        self._request = self._compiled = None
 
 
 def physical_cores() -> int:

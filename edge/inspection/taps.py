@@ -78,7 +78,7 @@ def smoothing_matrix(source: int, target: int, sigma: float) -> F64:
 
 def banded(matrix: F64) -> Taps:
     """Return the taps that apply a banded `(n, m)` matrix."""
-    n, m = matrix.shape
+    m = matrix.shape[1]
     used = matrix != 0
     first, last = used.argmax(axis=1), m - 1 - used[:, ::-1].argmax(axis=1)
     taps = int((last - first).max()) + 1

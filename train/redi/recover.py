@@ -124,9 +124,9 @@ class Recover(nn.Module):
     def forward(self, h: Tensor, prompt: PromptFeatures) -> Tensor:
         """Recover the image `(N, 3, H, W)`, normalised like `X`, from its map and an encoded prompt."""
         tokens = self.encoder(h)
-        query = unit(self.query(tokens).flatten(2)).transpose(1, 2)
+        query = unit(self.query(tokens).flatten(2)).transpose(1, 2) * self.sharpness
         similarity = torch.bmm(query, prompt.key.to(query.dtype)).float()
-        attention = torch.softmax(similarity * self.sharpness.float(), dim=2).to(tokens.dtype)
+        attention = torch.softmax(similarity, dim=2).to(tokens.dtype)
         fetched = torch.bmm(attention, prompt.value.to(tokens.dtype)).transpose(1, 2)
         fetched = fetched.reshape(len(tokens), -1, *tokens.shape[2:])
         image: Tensor = self.to_image(self.decode(self.fuse(torch.cat([tokens, fetched], 1))))

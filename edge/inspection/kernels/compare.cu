@@ -129,8 +129,8 @@ struct Selection {
 // Finds the k-th largest of the values in the groups of `SIZE` whose peak is at least `floor`, by 8 bits at a time;
 // its bits are left in state->prefix.  At least k values must be in those groups.
 template <int SIZE, typename Value>
-DEVICE void select_largest(const Value* __restrict__ values, const int* __restrict__ peaks, int groups, int floor, int k,
-                           int* histogram, Selection* state) {
+DEVICE void select_largest(const Value* __restrict__ values, const int* __restrict__ peaks, int groups, int floor,
+                           int k, int* histogram, Selection* state) {
   ONCE {
     state->prefix = 0;
     state->rank = k;

@@ -6,8 +6,45 @@
 // between is divided continuously between the two neighbours.
 #include "phases.h"
 
-constexpr int HOG_STRIP = 128;
+constexpr int HOG_STRIP = 256;
 constexpr int HOG_ORIENTATIONS = 18;
+
+// The undivided shares of K successive orientations, also added to `total`.
+template <int K>
+DEVICE void add_shares(const float* __restrict__ gx, const float* __restrict__ gy, const float* __restrict__ magnitude,
+                       const float* __restrict__ direction, int n, float nearest, int columns,
+                       float* __restrict__ share, float* __restrict__ total) {
+  PHASE(i, columns) {
+    const float limit = nearest * magnitude[i];
+    float sum = total[i];
+    UNROLL for (int k = 0; k < K; k++) {
+      const float excess = fabsf(gx[i] * direction[k] + gy[i] * direction[n + k]) - limit;
+      const float positive = excess > 0.0f ? excess : 0.0f;
+      share[k * HOG_STRIP + i] = positive;
+      sum += positive;
+    }
+    total[i] = sum;
+  }
+}
+
+// votes += share · scale for K successive orientations.
+template <int K>
+DEVICE void add_votes(const float* __restrict__ share, const float* __restrict__ scale, int columns,
+                      float* __restrict__ votes) {
+  PHASE(i, columns) {
+    UNROLL for (int k = 0; k < K; k++) votes[k * HOG_STRIP + i] += share[k * HOG_STRIP + i] * scale[i];
+  }
+}
+
+// out[c] = the mean vote of cell c, for cells CELL columns wide.
+template <int CELL>
+DEVICE void average_votes(const float* __restrict__ votes, int cells, float scale, float* __restrict__ out) {
+  PHASE(c, cells) {
+    float sum = 0.0f;
+    UNROLL for (int i = 0; i < CELL; i++) sum += votes[c * CELL + i];
+    out[c] = sum * scale;
+  }
+}
 
 // A block makes the cells of one row whose pixels lie in one strip of at most HOG_STRIP columns.
 // `grey` must be readable one float before and after the plane; `direction` holds n cosines, then n sines;
@@ -38,19 +75,16 @@ KERNEL(hog_cells, const float* __restrict__ grey, int height, int width, int cel
       magnitude[i] = sqrtf(h * h + v * v);
       total[i] = 0.0f;
     }
-    for (int k = 0; k < n; k++) {
-      const float cosine = direction[k], sine = direction[n + k];
-      PHASE(i, columns) {
-        const float excess = fabsf(gx[i] * cosine + gy[i] * sine) - nearest * magnitude[i];
-        const float positive = excess > 0.0f ? excess : 0.0f;
-        share[k * HOG_STRIP + i] = positive;
-        total[i] += positive;
-      }
+    int k = 0;
+    for (; k + 3 <= n; k += 3) {
+      add_shares<3>(gx, gy, magnitude, direction + k, n, nearest, columns, share + k * HOG_STRIP, total);
+    }
+    for (; k < n; k++) {
+      add_shares<1>(gx, gy, magnitude, direction + k, n, nearest, columns, share + k * HOG_STRIP, total);
     }
     PHASE(i, columns) magnitude[i] = magnitude[i] / (total[i] + 1e-20f);
-    for (int k = 0; k < n; k++) {
-      PHASE(i, columns) votes[k * HOG_STRIP + i] += share[k * HOG_STRIP + i] * magnitude[i];
-    }
+    for (k = 0; k + 3 <= n; k += 3) add_votes<3>(share + k * HOG_STRIP, magnitude, columns, votes + k * HOG_STRIP);
+    for (; k < n; k++) add_votes<1>(share + k * HOG_STRIP, magnitude, columns, votes + k * HOG_STRIP);
   }
   SYNC();
 
@@ -58,10 +92,14 @@ KERNEL(hog_cells, const float* __restrict__ grey, int height, int width, int cel
   const float area = 1.0f / static_cast<float>(cell * cell);
   for (int k = 0; k < n; k++) {
     float* out = cells + (static_cast<int64_t>(k) * cells_high + row) * cells_wide + x0 / cell;
-    EACH(c, across) {
-      float sum = 0.0f;
-      for (int i = 0; i < cell; i++) sum += votes[k * HOG_STRIP + c * cell + i];
-      out[c] = sum * area;
+    if (cell == 8) {
+      average_votes<8>(votes + k * HOG_STRIP, across, area, out);
+    } else {
+      EACH(c, across) {
+        float sum = 0.0f;
+        for (int i = 0; i < cell; i++) sum += votes[k * HOG_STRIP + c * cell + i];
+        out[c] = sum * area;
+      }
     }
   }
 }

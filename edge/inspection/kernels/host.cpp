@@ -1,6 +1,6 @@
 // The kernels as plain C functions for a CPU.  Compiled once per instruction set, REDI_ISA being the functions' suffix.
 //
-// The structures are mirrored in edge/inspection/native.py; a change of either raises REDI_ABI in dispatch.cpp.
+// The structures are mirrored in edge/inspection/library.py; a change of either raises REDI_ABI in dispatch.cpp.
 // Callers vouch for every size and pointer: nothing is checked here, nothing is allocated, nothing is kept.
 #include "compare.cu"
 #include "hog.cu"

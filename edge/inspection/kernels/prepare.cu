@@ -37,6 +37,22 @@ DEVICE void add_rows(float* __restrict__ sum, const uint8_t* __restrict__ row, i
   }
 }
 
+// line[j, :] = weights · successive samples of `sum`, for each output column; TAPS of them, or 0: as the table says.
+// A pixel is four samples whatever its number of channels, one vector on a CPU: the rest is read and not used.
+template <int CHANNELS, int TAPS>
+DEVICE void add_columns(float* __restrict__ line, const float* __restrict__ sum, Axis columns, int x0, int outputs) {
+  const int taps = TAPS ? TAPS : columns.taps, first = columns.start[x0];
+  EACH(j, outputs) {
+    const float* source = sum + (columns.start[x0 + j] - first) * CHANNELS;
+    const float* weight = columns.weight + (x0 + j) * taps;
+    float pixel[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    UNROLL for (int t = 0; t < taps; t++) {
+      UNROLL for (int c = 0; c < 4; c++) pixel[c] += weight[t] * source[t * CHANNELS + c];
+    }
+    UNROLL for (int c = 0; c < 4; c++) line[j * 4 + c] = pixel[c];
+  }
+}
+
 template <int CHANNELS>
 DEVICE void prepare(int block, const uint8_t* __restrict__ pixels, int64_t stride, Axis rows, Axis columns,
                     Colour colour, int height, int width, int strip, float* __restrict__ x, float* __restrict__ grey) {
@@ -59,18 +75,17 @@ DEVICE void prepare(int block, const uint8_t* __restrict__ pixels, int64_t strid
     if (k == 1) add_rows<1>(sum, row + t * stride, stride, weight + t, samples, fresh);
     t += k;
   }
-  // Pixels are summed below as four samples, whatever their number of channels: one vector on a CPU.
   EACH(i, 4) sum[samples + i] = 0.0f;
   SYNC();
 
-  EACH(j, outputs) {
-    const float* source = sum + (columns.start[x0 + j] - first) * CHANNELS;
-    const float* tap = columns.weight + (x0 + j) * columns.taps;
-    float pixel[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    for (int k = 0; k < columns.taps; k++) {
-      UNROLL for (int c = 0; c < 4; c++) pixel[c] += tap[k] * source[k * CHANNELS + c];
-    }
-    UNROLL for (int c = 0; c < 4; c++) line[j * 4 + c] = pixel[c];
+  switch (columns.taps) {
+    case 1: add_columns<CHANNELS, 1>(line, sum, columns, x0, outputs); break;
+    case 2: add_columns<CHANNELS, 2>(line, sum, columns, x0, outputs); break;
+    case 3: add_columns<CHANNELS, 3>(line, sum, columns, x0, outputs); break;
+    case 4: add_columns<CHANNELS, 4>(line, sum, columns, x0, outputs); break;
+    case 5: add_columns<CHANNELS, 5>(line, sum, columns, x0, outputs); break;
+    case 6: add_columns<CHANNELS, 6>(line, sum, columns, x0, outputs); break;
+    default: add_columns<CHANNELS, 0>(line, sum, columns, x0, outputs);
   }
 
   const int64_t plane = static_cast<int64_t>(height) * width, at = static_cast<int64_t>(y) * width + x0;

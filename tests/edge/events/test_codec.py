@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -103,7 +104,7 @@ events = st.builds(
     latency_ms=st.dictionaries(st.text(), numbers, max_size=3),
     skipped=int64,
 )
-quick = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 
 
 @quick
@@ -210,7 +211,7 @@ def test_malformed_messages_are_refused(parts: list[bytes]) -> None:
         decode_message(parts)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.data())
 def test_damaged_messages_decode_or_are_refused(data: st.DataObject) -> None:
     topic, header, mask = golden("event-v1")
@@ -223,7 +224,5 @@ def test_damaged_messages_decode_or_are_refused(data: st.DataObject) -> None:
         return
     assert isinstance(message, EventMessage)
     event_to_json(message)
-    try:
+    with contextlib.suppress(ValueError):
         assert message.mask_array().shape == message.event.mask_size[::-1]
-    except ValueError:
-        pass

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -46,7 +48,7 @@ def test_large_masks(seed: int, share: float, blocks: bool) -> None:
     assert np.array_equal(decoded, mask)
 
 
-@pytest.mark.parametrize("shape", [(1, 8), (256, 256), (4096, 4096)])
+@pytest.mark.parametrize("shape", [(1, 8), (256, 256), (2048, 2048)])
 def test_all_and_nothing(shape: tuple[int, int]) -> None:
     full = np.full((shape[0], shape[1] // 8), 255, np.uint8)
     assert encode_mask(full) == reference(np.ones(shape, bool))
@@ -71,10 +73,8 @@ def test_counts_with_runs_of_zero_length_decode_as_pycocotools_does(mask: Mask) 
 
 @given(st.binary(max_size=60), st.integers(0, 40), st.integers(0, 40))
 def test_hostile_counts_are_a_mask_or_a_value_error(counts: bytes, width: int, height: int) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         assert decode_mask(counts, (width, height)).shape == (height, width)
-    except ValueError:
-        pass
 
 
 @given(st.text("0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmno", max_size=30))

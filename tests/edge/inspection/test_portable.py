@@ -109,7 +109,9 @@ def test_a_model_without_prompts(tmp_path: Path) -> None:
         # Without a prompt the toy network compares each position with a vector of ones.
         fx = [runtime._request.get_tensor(f"fx_{level}").data[0].astype(np.float64) for level in range(3)]
         coarse = [1 - x.sum(0) / np.sqrt((x * x).sum(0) * len(x)) for x in fx]
-        assert outcome.score == pytest.approx(slot.anomaly_map.reshape(-1)[np.argsort(slot.anomaly_map, None)[-20:]].mean())
+        assert outcome.score == pytest.approx(
+            slot.anomaly_map.reshape(-1)[np.argsort(slot.anomaly_map, None)[-20:]].mean()
+        )
         assert slot.anomaly_map.mean() == pytest.approx(sum(level.mean() for level in coarse), rel=0.02)
 
 
@@ -156,7 +158,7 @@ def test_a_graph_of_another_input_size_names_both(tmp_path: Path) -> None:
 
 def test_a_core_that_is_no_graph_is_one_clear_error(tmp_path: Path) -> None:
     tiny = write_tiny_bundle(tmp_path / "redi.plan", core=b"this is no graph")
-    with Bundle.open(tiny.path) as bundle, pytest.raises(BundleError, match="core.onnx") as caught:
+    with Bundle.open(tiny.path) as bundle, pytest.raises(BundleError, match=r"core\.onnx") as caught:
         PortableRuntime(bundle, threads=1)
     assert "\n" not in caught.value.problem
 

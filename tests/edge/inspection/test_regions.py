@@ -12,9 +12,7 @@ from edge.inspection.regions import find_regions
 
 @settings(max_examples=60, deadline=None)
 @given(bits=arrays(bool, (16, 24)), scale_x=st.integers(1, 5), scale_y=st.integers(1, 5), seed=st.integers(0, 9))
-def test_regions_are_the_connected_parts_of_the_mask(
-    bits: np.ndarray, scale_x: int, scale_y: int, seed: int
-) -> None:
+def test_regions_are_the_connected_parts_of_the_mask(bits: np.ndarray, scale_x: int, scale_y: int, seed: int) -> None:
     amap = np.random.default_rng(seed).permutation(bits.size).reshape(bits.shape).astype(np.float32)
     regions = find_regions(np.packbits(bits, axis=1), amap, (24 * scale_x, 16 * scale_y))
 

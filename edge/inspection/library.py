@@ -1,0 +1,148 @@
+"""The library of native kernels: where it is, what it was built for, and its C interface as ctypes sees it.
+
+The structures mirror those of `kernels/host.cpp`; the interface number guards them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import edge.inspection
+from edge.errors import RuntimeUnavailableError
+
+LIBRARY = "libredi_kernels.so"
+_ABI = 1
+#: Constants of the kernels that the tables depend on.
+PREPARE_SAMPLES, PREPARE_COLUMNS, HOG_STRIP, HOG_ORIENTATIONS, GROUP = 4096, 512, 256, 18, 32
+
+
+class Axis(ctypes.Structure):
+    """Taps of one image axis."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("weight", ctypes.c_void_p), ("taps", ctypes.c_int32))
+
+
+class Colour(ctypes.Structure):
+    """Where a source sample goes and how it is scaled."""
+
+    _fields_ = (
+        ("plane", ctypes.c_int32 * 3),
+        ("gain", ctypes.c_float * 3),
+        ("offset", ctypes.c_float * 3),
+        ("blue_first", ctypes.c_int32),
+    )
+
+
+class PrepareTables(ctypes.Structure):
+    """All that `redi_prepare` needs for one frame size."""
+
+    _fields_ = (
+        ("rows", Axis),
+        ("columns", Axis),
+        ("colour", Colour),
+        *((name, ctypes.c_int32) for name in ("channels", "height", "width", "strip")),
+    )
+
+
+class HogTables(ctypes.Structure):
+    """All that `redi_hog` and `redi_descriptor` need."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("height", "width", "cell", "orientations", "pool")),
+        *((name, ctypes.c_float) for name in ("nearest", "epsilon", "clip")),
+        *((name, ctypes.c_void_p) for name in ("direction", "cells", "first", "second")),
+    )
+
+
+class ScaleTables(ctypes.Structure):
+    """One feature scale and its column taps."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("channels", "rows", "columns", "taps")),
+        *((name, ctypes.c_void_p) for name in ("start", "weight")),
+    )
+
+
+class CompareTables(ctypes.Structure):
+    """All that `redi_compare` needs."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("height", "width", "top_k", "scales")),
+        ("scale", ctypes.POINTER(ScaleTables)),
+        *((name, ctypes.c_void_p) for name in ("begin", "row", "weight", "distance", "spread", "group_peak")),
+    )
+
+
+class ComparisonResult(ctypes.Structure):
+    """What `redi_compare` returns."""
+
+    _fields_ = (("score", ctypes.c_float), ("peak", ctypes.c_float), ("flagged", ctypes.c_int32))
+
+
+_pointer, _int, _float = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "redi_prepare": (_pointer, _pointer, ctypes.c_int64, _pointer, _pointer),
+    "redi_hog": (_pointer, _pointer, _pointer),
+    "redi_descriptor": (_pointer, _pointer, _pointer),
+    "redi_nearest": (_pointer, _pointer, _int, _int, _pointer, _pointer),
+    "redi_compare": (_pointer, _pointer, _pointer, _float, _pointer, _pointer, _pointer),
+}
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """Load the kernels from beside this package, or from where an editable installation put them."""
+    installed = [Path(sysconfig.get_path(kind), "edge", "inspection") for kind in ("platlib", "purelib")]
+    folders = [*map(Path, edge.inspection.__path__), *installed]
+    tried = list(dict.fromkeys(folder / LIBRARY for folder in folders))
+    hint = "build it: pip install . (or: pip install --no-build-isolation -e .) with a C++ compiler present"
+    for path in tried:
+        if path.is_file():
+            try:
+                library = ctypes.CDLL(str(path))
+                built = library.redi_abi()
+            except (OSError, AttributeError) as error:
+                raise RuntimeUnavailableError(f"{path} cannot be loaded: {error}", hint) from error
+            if built != _ABI:
+                raise RuntimeUnavailableError(f"{path} has interface {built}, this release needs {_ABI}", hint)
+            library.redi_isas.restype = ctypes.c_char_p
+            return library
+    raise RuntimeUnavailableError(f"the native kernels are not installed: no {' or '.join(map(str, tried))}", hint)
+
+
+@functools.cache
+def isas() -> tuple[str, ...]:
+    """Return the instruction sets that the kernels were built for and this CPU has, the best last.
+
+    Raises:
+        RuntimeUnavailableError: the kernels are missing or of another release.
+    """
+    return tuple(_library().redi_isas().decode().split())
+
+
+def choose_isa(isa: str | None = None) -> str:
+    """Return `isa`, or else the environment's `REDI_ISA`, or else the best one, after checking that it can run here.
+
+    Raises:
+        RuntimeUnavailableError: it cannot, or the kernels are missing.
+    """
+    usable = isas()
+    wanted = isa or os.environ.get("REDI_ISA") or usable[-1]
+    if wanted not in usable:
+        hint = f"use one of {', '.join(usable)} (in the environment variable REDI_ISA), or unset it"
+        raise RuntimeUnavailableError(f"this machine cannot run the kernels for {wanted!r}", hint)
+    return wanted
+
+
+@functools.cache
+def kernel_function(name: str, isa: str) -> Any:
+    """Return the kernel `name`, a key of `_SIGNATURES`, compiled for `isa`; its arguments are checked by ctypes."""
+    function = getattr(_library(), f"{name}_{isa}")
+    function.argtypes = _SIGNATURES[name]
+    function.restype = None
+    return function

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from calib.commands.threshold import main
+from edge.bundle import Bundle, set_calibration
+from tests.tiny_bundle import TinyBundle
+
+IMAGES = 24
+
+
+@pytest.fixture
+def plan(tiny: TinyBundle, tmp_path: Path) -> Path:
+    return Path(shutil.copy(tiny.path, tmp_path / "redi.plan"))
+
+
+@pytest.fixture(scope="module")
+def photographs(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good")
+    for index in range(IMAGES):
+        cv2.imwrite(str(folder / f"part{index}.png"), tiny.product.good(100 + index))
+    return folder
+
+
+@pytest.fixture
+def good(photographs: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(photographs, tmp_path / "good"))
+
+
+def test_the_bundle_gets_its_rule_and_a_picture(plan, good, tiny, capsys):
+    with Bundle.open(plan) as bundle:
+        identity, old = bundle.bundle_id, bundle.calibration
+    assert main([str(plan), "--good", str(good), "--false-reject", "0.01"]) == 0
+    captured = capsys.readouterr()
+    with Bundle.open(plan) as bundle:
+        rule = bundle.calibration
+        assert bundle.bundle_id == identity
+    assert rule != old
+    assert rule.images == IMAGES
+    assert rule.method == "tolerance"
+    # The oracle of the tiny bundle computes in float64, by other code.
+    expected = [tiny.score(tiny.product.good(100 + index))[0] for index in range(IMAGES)]
+    assert rule.good_max == pytest.approx(max(expected), rel=2e-3)
+    assert rule.good_mean == pytest.approx(np.mean(expected), rel=2e-3)
+    assert rule.threshold >= rule.good_max
+    assert 0 < rule.pixel_threshold <= rule.threshold
+    assert tiny.score(tiny.product.defective(0))[0] > rule.threshold
+    for part in ("at most 0.01 of good parts", f"{rule.threshold:.6g}", f"{rule.pixel_threshold:.6g}"):
+        assert part in captured.out
+    picture = plan.with_name("redi.plan.calibration.png")
+    assert cv2.imread(str(picture)) is not None
+    assert sorted(path.name for path in plan.parent.iterdir()) == ["good", "redi.plan", picture.name]
+
+
+def test_json_names_what_was_left_out(plan, good, tmp_path, capsys):
+    shutil.copy(good / "part3.png", good / "part3 copy.png")
+    cv2.imwrite(str(good / "part4 as bmp.bmp"), cv2.imread(str(good / "part4.png")))
+    (good / "broken.png").write_bytes((good / "part5.png").read_bytes()[:200])
+    plot = tmp_path / "x.png"
+    arguments = [str(plan), "--good", str(good), "--false-reject", "0.01", "--json", "--plot", str(plot)]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    record = json.loads(lines[0])
+    assert record["images"] == IMAGES
+    assert [Path(entry["path"]).name for entry in record["skipped"]] == ["broken.png"]
+    assert len(record["duplicates"]) == 2
+    assert record["plot"] == str(plot)
+    assert plot.exists()
+
+
+def test_pixel_size_and_smallest_region_stay_until_said_otherwise(plan, good):
+    asked = [str(plan), "--good", str(good), "--false-reject", "0.01"]
+    for extra, expected in (
+        ([], (0, 0.5)),
+        (["--pixel-size-mm", "0.1", "--min-region-px", "9"], (9, 0.1)),
+        ([], (9, 0.1)),
+        (["--min-region-px", "0"], (0, 0.1)),
+    ):
+        assert main(asked + extra) == 0
+        with Bundle.open(plan) as bundle:
+            assert (bundle.calibration.min_region_px, bundle.calibration.pixel_size_mm) == expected
+
+
+def test_too_few_images_change_nothing(plan, good, capsys):
+    before = plan.read_bytes()
+    assert main([str(plan), "--good", str(good)]) == 8
+    assert "needs 50" in capsys.readouterr().err
+    assert main([str(plan), "--good", str(good), "--method", "order"]) == 8
+    assert "2995" in capsys.readouterr().err
+    assert plan.read_bytes() == before
+    assert not plan.with_name("redi.plan.calibration.png").exists()
+
+
+def test_a_good_image_that_cannot_be_scored_is_named(plan, good, tiny, capsys):
+    cv2.imwrite(str(good / "dark.png"), tiny.product.dark())
+    before = plan.read_bytes()
+    assert main([str(plan), "--good", str(good), "--false-reject", "0.01"]) == 8
+    assert "dark.png" in capsys.readouterr().err
+    assert plan.read_bytes() == before
+
+
+def test_a_defective_part_among_the_good_ones_is_named(plan, good, tiny, capsys):
+    cv2.imwrite(str(good / "oops.png"), tiny.product.defective(1))
+    assert main([str(plan), "--good", str(good), "--false-reject", "0.01"]) == 0
+    assert "oops.png" in capsys.readouterr().err
+    with Bundle.open(plan) as bundle:
+        assert bundle.calibration.threshold < tiny.score(tiny.product.defective(1))[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--good", "{tmp}/none"], 7),
+        (["--good", "{tmp}/empty"], 7),
+        (["--good", "{good}", "--plot", "{tmp}/x.jpg"], 2),
+        (["--good", "{good}", "--plot", "{tmp}/none/x.png"], 2),
+    ],
+)
+def test_folders_and_pictures_that_cannot_be(plan, good, tmp_path, capsys, arguments, code):
+    (tmp_path / "empty").mkdir()
+    filled = [part.format(tmp=tmp_path, good=good) for part in arguments]
+    assert main([str(plan), *filled]) == code
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--false-reject", "0"),
+        ("--false-reject", "1.5"),
+        ("--false-reject", "nan"),
+        ("--confidence", "95"),
+        ("--pixel-rate", "0.5"),
+        ("--pixel-size-mm", "-1"),
+        ("--min-region-px", "-1"),
+        ("--method", "guess"),
+    ],
+)
+def test_options_out_of_range(plan, good, option, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([str(plan), "--good", str(good), *option])
+    assert ended.value.code == 2
+    assert option[0] in capsys.readouterr().err
+
+
+def test_no_bundle(tmp_path, good, capsys):
+    assert main([str(tmp_path / "none.plan"), "--good", str(good)]) == 3
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_a_model_exported_meanwhile_is_not_given_this_threshold(plan, good, monkeypatch, tiny):
+    # What the file holds when the scores are there is not what they were made with.
+    def replaced(path, calibration, *, bundle_id):
+        set_calibration(path, calibration, bundle_id="0" * 16)
+
+    before = plan.read_bytes()
+    monkeypatch.setattr("calib.commands.threshold.set_calibration", replaced)
+    assert main([str(plan), "--good", str(good), "--false-reject", "0.01"]) == 3
+    assert plan.read_bytes() == before
+
+
+def test_help_lists_methods_and_exit_codes(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "exit codes" in text
+    assert "tolerance" in text

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zmq
+
+from edge.errors import EdgeError, PublishError, UsageError
+from edge.events.codec import EventMessage, StatusMessage
+from edge.events.publisher import Publisher
+from edge.events.schema import Event
+from edge.events.subscriber import Subscriber
+
+MakeEvent = Callable[..., Event]
+
+
+def publish(publisher: Publisher, make_event: MakeEvent, mask: bytes = b"") -> Event:
+    event = make_event(boot_id=publisher.boot_id, camera=publisher.camera, seq=publisher.next_seq())
+    publisher.publish(event, mask)
+    return event
+
+
+def wait_for(endpoint: str, waiting: threading.Barrier, firsts: list[int], camera: str | None) -> None:
+    with Subscriber(endpoint, camera=camera) as subscriber:
+        waiting.wait()
+        while True:
+            message = subscriber.receive(20.0)
+            if message is None or isinstance(message, EventMessage):
+                firsts.append(0 if message is None else message.event.seq)
+                return
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+@pytest.mark.parametrize("repeat", range(6))
+def test_who_waits_receives_the_first_event(
+    transport: str, repeat: int, make_event: MakeEvent, free_port: int, tmp_path: Path
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port}" if transport == "tcp" else f"ipc://{tmp_path}/events"
+    firsts: list[int] = []
+    waiting = threading.Barrier(5)
+    cameras = [None, "cam0", None, "cam0"]
+    threads = [threading.Thread(target=wait_for, args=(endpoint, waiting, firsts, camera)) for camera in cameras]
+    for thread in threads:
+        thread.start()
+    waiting.wait()
+    # Let them fail to connect a few times, at another phase of their attempts in each repetition.
+    threading.Event().wait(0.1 + 0.017 * repeat)
+    with Publisher(endpoint, camera="cam0") as publisher:
+        publisher.settle()
+        publish(publisher, make_event)
+        publish(publisher, make_event)
+        for thread in threads:
+            thread.join()
+    assert firsts == [1, 1, 1, 1]
+
+
+def test_a_plain_zeromq_subscriber_with_default_options_receives_the_first_event(
+    make_event: MakeEvent, free_port: int
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_port}"
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    sockets = [context.socket(zmq.SUB) for _ in range(20)]
+    for each in sockets:
+        each.subscribe("redi/event/")
+        each.connect(endpoint)
+    threading.Event().wait(0.15)
+    with Publisher(endpoint, camera="cam0") as publisher:
+        publisher.settle()
+        publish(publisher, make_event)
+        for each in sockets:
+            assert each.poll(20_000)
+            assert each.recv_multipart()[0] == b"redi/event/cam0"
+    context.destroy(0)
+
+
+def test_settling_takes_no_time_when_the_model_took_long() -> None:
+    with Publisher("tcp://127.0.0.1:*", camera="cam0") as publisher:
+        publisher._bound_at -= 60
+        waited = threading.Event()
+        timer = threading.Timer(0.2, waited.set)
+        timer.start()
+        publisher.settle()
+        assert not waited.is_set()
+        timer.cancel()
+
+
+def test_events_and_statuses_arrive_in_order(make_event: MakeEvent) -> None:
+    with (
+        Publisher("tcp://127.0.0.1:*", camera="cam0") as publisher,
+        Subscriber(publisher.endpoint) as subscriber,
+    ):
+        publisher.settle()
+        publisher.status("running", {"ok": 0}, bundle_id="b", calibration_id="c")
+        sent = [publish(publisher, make_event, b"%d" % number) for number in range(300)]
+        publisher.status("stopped", {"ok": 300})
+        messages = [subscriber.receive(10.0) for _ in range(302)]
+        assert subscriber.receive(0.05) is None
+        assert subscriber.rejected == 0
+    first, last = messages[0], messages[-1]
+    assert isinstance(first, StatusMessage)
+    assert isinstance(last, StatusMessage)
+    assert (first.status.state, first.status.last_seq, first.status.bundle_id) == ("running", 0, "b")
+    assert (last.status.state, last.status.last_seq, last.status.counters) == ("stopped", 300, {"ok": 300})
+    assert messages[1:-1] == [EventMessage(event, b"%d" % number) for number, event in enumerate(sent)]
+    assert [event.seq for event in sent] == list(range(1, 301))
+
+
+def test_closing_lets_the_last_events_leave(make_event: MakeEvent) -> None:
+    publisher = Publisher("tcp://127.0.0.1:*", camera="cam0")
+    with Subscriber(publisher.endpoint) as subscriber:
+        publisher.settle()
+        for _ in range(2000):
+            publish(publisher, make_event, b"0" * 2000)
+        publisher.close()
+        for seq in range(1, 2001):
+            message = subscriber.receive(10.0)
+            assert isinstance(message, EventMessage)
+            assert message.event.seq == seq
+
+
+def test_every_run_has_its_own_boot_id() -> None:
+    boots = set()
+    for _ in range(3):
+        with Publisher("tcp://127.0.0.1:*", camera="cam0") as publisher:
+            boots.add(publisher.boot_id)
+    assert len(boots) == 3
+    assert all(len(boot) == 16 and int(boot, 16) >= 0 for boot in boots)
+
+
+def test_a_stalled_subscriber_delays_nobody(make_event: MakeEvent) -> None:
+    with Publisher("tcp://127.0.0.1:*", camera="cam0", hwm=10) as publisher:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        stalled = context.socket(zmq.SUB)
+        stalled.setsockopt(zmq.RCVHWM, 10)
+        stalled.setsockopt(zmq.RCVBUF, 4096)
+        stalled.subscribe("")
+        stalled.connect(publisher.endpoint)
+        with Subscriber(publisher.endpoint) as subscriber:
+            publisher.settle()
+            for seq in range(1, 301):
+                publish(publisher, make_event, b"0" * 100_000)
+                message = subscriber.receive(10.0)
+                assert isinstance(message, EventMessage)
+                assert message.event.seq == seq
+        context.destroy(0)
+
+
+def test_subscriptions_and_garbage_from_clients_do_no_harm(make_event: MakeEvent) -> None:
+    with Publisher("tcp://127.0.0.1:*", camera="cam0") as publisher:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        rude = context.socket(zmq.XSUB)
+        rude.connect(publisher.endpoint)
+        for number in range(3000):
+            rude.send(b"\x01topic%d" % number)
+        rude.send(b"\x01" + b"x" * 100_000)
+        rude.send(b"hello")
+        host, port = publisher.endpoint.removeprefix("tcp://").split(":")
+        with socket.create_connection((host, int(port))) as raw:
+            raw.sendall(os.urandom(5000))
+        with Subscriber(publisher.endpoint) as subscriber:
+            publisher.settle()
+            for seq in range(1, 20):
+                publish(publisher, make_event)
+                message = subscriber.receive(10.0)
+                assert isinstance(message, EventMessage)
+                assert message.event.seq == seq
+            # Nothing that clients sent is left to pile up.
+            assert not publisher._socket.poll(0)
+        context.destroy(0)
+
+
+def test_an_occupied_port_is_an_error_with_a_next_step() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        endpoint = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(PublishError) as caught:
+            Publisher(endpoint, camera="cam0")
+    assert caught.value.exit_code == 5
+    assert endpoint in caught.value.problem
+    assert "in use" in caught.value.problem
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "5560",
+        "tcp://",
+        "tcp://:5560",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:port",
+        "tcp://127.0.0.1:65536",
+        "tcp://127.0.0.1:-1",
+        "tcp://192.0.2.1:5560",
+        "tcp://no.such.host.invalid:5560",
+        "udp://127.0.0.1:5560",
+        "ipc://",
+        "ipc://*",
+        "ipc://@abstract",
+        "ipc:///no/such/folder/events",
+        "ipc:///" + "x" * 200,
+    ],
+)
+def test_bad_endpoints_are_publish_errors(endpoint: str) -> None:
+    with pytest.raises(PublishError) as caught:
+        Publisher(endpoint, camera="cam0")
+    assert repr(endpoint) in caught.value.problem or f"{endpoint}:" in caught.value.problem
+    assert caught.value.hint
+    assert "\n" not in caught.value.problem
+
+
+def test_bad_camera_names_are_usage_errors() -> None:
+    for name in ("", "a/b", "a\nb", "x" * 65):
+        with pytest.raises(UsageError):
+            Publisher("tcp://127.0.0.1:*", camera=name)
+
+
+def test_localhost_and_free_ports() -> None:
+    with Publisher("tcp://localhost:*", camera="cam0") as publisher:
+        assert publisher.endpoint.startswith("tcp://127.0.0.1:")
+        assert int(publisher.endpoint.rpartition(":")[2]) > 0
+
+
+def test_an_ipc_socket_is_its_owners_alone_and_goes_with_the_station(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    umask = os.umask(0)
+    try:
+        with Publisher(f"ipc://{path}", camera="cam0"):
+            mode = path.stat().st_mode
+            assert stat.S_ISSOCK(mode)
+            assert stat.S_IMODE(mode) == 0o600
+            assert os.umask(0) == 0
+    finally:
+        os.umask(umask)
+    assert not path.exists()
+
+
+def test_a_live_station_keeps_its_ipc_socket(tmp_path: Path, make_event: MakeEvent) -> None:
+    endpoint = f"ipc://{tmp_path}/events"
+    with Publisher(endpoint, camera="cam0") as publisher, Subscriber(endpoint) as subscriber:
+        with pytest.raises(PublishError, match="in use"):
+            Publisher(endpoint, camera="cam0")
+        publisher.settle()
+        publish(publisher, make_event)
+        assert isinstance(subscriber.receive(10.0), EventMessage)
+
+
+def test_the_ipc_socket_of_a_dead_station_is_replaced(tmp_path: Path, make_event: MakeEvent) -> None:
+    endpoint = f"ipc://{tmp_path}/events"
+    code = f"import os, edge.events.publisher as p; p.Publisher({endpoint!r}, camera='cam0'); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[3])
+    assert (tmp_path / "events").exists()
+    with Publisher(endpoint, camera="cam0") as publisher, Subscriber(endpoint) as subscriber:
+        publisher.settle()
+        publish(publisher, make_event)
+        assert isinstance(subscriber.receive(10.0), EventMessage)
+
+
+def test_a_file_in_the_sockets_place_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with pytest.raises(EdgeError, match="no socket"):
+        Publisher(f"ipc://{path}", camera="cam0")
+    assert path.read_text() == "data"
