@@ -50,7 +50,7 @@ def train(folder: RunFolder, config: TrainConfig) -> None:
     saved = folder.load("checkpoint.pt") or {}
     budget = Budget(config.minutes, float(saved.get("spent", 0.0)))
     images = prepare(dataset.train, config.input, config.map)
-    with SummaryWriter(str(folder.path / "log")) as log:  # type: ignore[no-untyped-call]
+    with SummaryWriter(str(folder.path / "log")) as log:
         trainer = Trainer(folder, config, budget, log)
         trainer.history.update(saved.get("history", {}))
         backbone, weights = _backbone(trainer, images, saved)
