@@ -81,7 +81,7 @@ class PortableRuntime:
         given = {name: array.shape for name, array in self._outputs.items()}
         outputs = _ports(bundle, "output", graph.outputs, given)
         with _compiling(bundle):
-            self._compiled = core.compile_model(graph, "CPU", _settings(threads or physical_cores(), precision))
+            self._compiled = core.compile_model(graph, "CPU", core_settings(threads or physical_cores(), precision))
             self._request = self._compiled.create_infer_request()
         for name, array in self._inputs.items():
             self._request.set_input_tensor(inputs[name], _shared(array))
@@ -164,7 +164,8 @@ def physical_cores() -> int:
     return len(cores)
 
 
-def _settings(threads: int, precision: str) -> dict[str, Any]:
+def core_settings(threads: int, precision: str) -> dict[str, Any]:
+    """Return OpenVINO's settings for one frame at a time with the same numbers on every CPU."""
     return {
         # OpenVINO would choose bf16 by itself where AMX exists: scores must not depend on the machine.
         "INFERENCE_PRECISION_HINT": precision,
