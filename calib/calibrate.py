@@ -36,7 +36,7 @@ def calibrate(good: GoodScores, request: Request, compare: CompareSpec) -> tuple
         CalibrationError: the images cannot support the request, or no part could ever exceed the threshold.
     """
     _refuse_zero(good)
-    decision = choose_threshold(good.scores, request.false_reject, request.confidence, request.method)
+    decision = _decide(good, request)
     # Each scale adds a cosine distance, at most 2, and smoothing never adds.
     highest_possible = 2.0 * len(compare.scales)
     if decision.threshold >= highest_possible:
@@ -65,12 +65,28 @@ def calibrate(good: GoodScores, request: Request, compare: CompareSpec) -> tuple
     return calibration, decision
 
 
+def _decide(good: GoodScores, request: Request) -> Decision:
+    try:
+        return choose_threshold(good.scores, request.false_reject, request.confidence, request.method)
+    except CalibrationError as error:
+        if not good.trained:
+            raise
+        left_out = f"{len(good.trained)} image(s) were left out because the model was trained on them"
+        raise CalibrationError(f"{error.problem}; {left_out}", error.hint) from error
+
+
 def warnings_for(good: GoodScores, decision: Decision) -> list[str]:
     """Return what a person should look at, one sentence each, naming the images."""
     notes = []
     if good.skipped:
         names = ", ".join(path.name for path, _ in good.skipped[:5])
         notes.append(f"{len(good.skipped)} unreadable image(s) skipped: {names}{_more(good.skipped, 5)}")
+    if good.trained:
+        names = ", ".join(path.name for path in good.trained[:5])
+        notes.append(
+            f"{len(good.trained)} image(s) left out, as the model was trained on them and scores them too low: "
+            f"{names}{_more(good.trained, 5)}"
+        )
     if good.duplicates:
         pairs = ", ".join(f"{copy.name} = {first.name}" for copy, first in good.duplicates[:5])
         more = _more(good.duplicates, 5)

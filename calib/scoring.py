@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from numpy.typing import NDArray
 from calib.threshold import pixel_tail
 from edge.bundle import Bundle
 from edge.errors import CalibrationError, DataError, FrameError
-from edge.frames import U8, FrameMeta, PixelFormat
-from edge.images import list_images, read_image
+from edge.frames import FrameMeta, PixelFormat
+from edge.images import list_images, pixel_digest, read_image
 
 
 @dataclass
@@ -28,6 +27,7 @@ class GoodScores:
         tails: the highest values of their anomaly maps (`calib.threshold.pixel_tail`).
         pixels: in one anomaly map.
         skipped: unreadable images and why.
+        trained: images that the model was trained on: it scores them too low to say anything of new parts.
         duplicates: images with the same pixels as an earlier one, with that one.
     """
 
@@ -36,6 +36,7 @@ class GoodScores:
     scores: list[float] = field(default_factory=list)
     tails: list[NDArray[np.float32]] = field(default_factory=list)
     skipped: list[tuple[Path, str]] = field(default_factory=list)
+    trained: list[Path] = field(default_factory=list)
     duplicates: list[tuple[Path, Path]] = field(default_factory=list)
 
 
@@ -51,7 +52,7 @@ def good_images(folder: Path) -> list[Path]:
 
 
 def score_images(bundle: Bundle, paths: Sequence[Path] | Iterable[Path], pixel_rate: float) -> GoodScores:
-    """Score each distinct image of `paths`.
+    """Score each distinct image of `paths` that the model was not trained on.
 
     An unreadable image is skipped and listed.  Images with equal pixels count once: a copy says nothing new of how
     good parts scatter, and would fake the number that the stated confidence rests on.
@@ -63,7 +64,7 @@ def score_images(bundle: Bundle, paths: Sequence[Path] | Iterable[Path], pixel_r
 
     size = bundle.manifest.model.input
     good = GoodScores(pixels=size.height * size.width)
-    seen: dict[bytes, Path] = {}
+    seen: dict[str, Path] = {}
     with Inspector(bundle, uncalibrated=True) as inspector:
         slot = inspector.make_slots(1, 0)[0]
         for path in paths:
@@ -72,7 +73,11 @@ def score_images(bundle: Bundle, paths: Sequence[Path] | Iterable[Path], pixel_r
             except FrameError as error:
                 good.skipped.append((path, error.problem))
                 continue
-            original = seen.setdefault(_digest(image), path)
+            digest = pixel_digest(image)
+            if digest in bundle.trained:
+                good.trained.append(path)
+                continue
+            original = seen.setdefault(digest, path)
             if original is not path:
                 good.duplicates.append((path, original))
                 continue
@@ -88,9 +93,3 @@ def score_images(bundle: Bundle, paths: Sequence[Path] | Iterable[Path], pixel_r
             good.scores.append(inspection.score)
             good.tails.append(pixel_tail(slot.anomaly_map, pixel_rate))
     return good
-
-
-def _digest(image: U8) -> bytes:
-    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.digest()

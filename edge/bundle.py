@@ -42,6 +42,7 @@ GOLDEN = "golden.json"
 CORE = "core.onnx"
 DESCRIPTORS = "prompts/descriptors.npy"
 PROMPT_NAMES = "prompts/names.json"
+TRAINED = "trained.json"
 ENGINES = "engines/"
 
 _ARRAY_HEADER_LIMIT = 1024
@@ -61,6 +62,7 @@ class Bundle:
         calibration_id: first 16 hex digits of the SHA-256 of `calibration.json`, "" where there is none.
         bundle_id: first 16 hex digits of a SHA-256 over the model's specs and all members but calibration and
             engines: a new threshold or engine leaves it as it is.
+        trained: pixel digests (`edge.images.pixel_digest`) of the training images, as far as known.
         prompt_names: where each prompt of the bank came from, in the bank's order.
     """
 
@@ -77,6 +79,7 @@ class Bundle:
             self.calibration = self._decode(CALIBRATION, Calibration) if CALIBRATION in self.members else None
             if self.calibration is not None:
                 validate_calibration(self.calibration)
+            self.trained = self._decode(TRAINED, frozenset[str]) if TRAINED in self.members else frozenset()
             self.prompt_names = self._check_prompts()
         except ValueError as error:
             raise self._invalid(str(error)) from error

@@ -1,21 +1,21 @@
 """One tree of errors.  Each names what is wrong (the file, the value) and the next step, and fixes an exit code.
 
-    EdgeError                        1   anything of ours not listed below
-    ├── UsageError                   2   arguments that make no sense together (argparse also exits with 2)
-    ├── BundleError                  3   a bundle that is missing, truncated, corrupted or foreign
-    │   ├── BundleVersionError       3   written by a newer release
-    │   └── BundleMismatchError      3   whole, but not for this use: input size, engine, missing calibration
-    ├── CameraError                  4   a camera that cannot be opened, or is lost
-    │   └── FrameError               4   one bad frame: becomes a `fault` verdict, the line goes on
-    ├── PublishError                 5   an endpoint that cannot be bound or connected
-    ├── RuntimeUnavailableError      6   the asked-for runtime is not on this machine
-    ├── DataError                    7   a data set or image folder that cannot be used
-    ├── CalibrationError             8   a request that the good images cannot support
-    ├── GoldenError                  9   the bundle's golden frames do not score as recorded
-    └── TrainingError               10   a run that cannot start, resume or continue
+EdgeError                        1   anything of ours not listed below
+├── UsageError                   2   arguments that make no sense together (argparse also exits with 2)
+├── BundleError                  3   a bundle that is missing, truncated, corrupted or foreign
+│   ├── BundleVersionError       3   written by a newer release
+│   └── BundleMismatchError      3   whole, but not for this use: input size, engine, missing calibration
+├── CameraError                  4   a camera that cannot be opened, or is lost
+│   └── FrameError               4   one bad frame: becomes a `fault` verdict, the line goes on
+├── PublishError                 5   an endpoint that cannot be bound or connected
+├── RuntimeUnavailableError      6   the asked-for runtime is not on this machine
+├── DataError                    7   a data set or image folder that cannot be used
+├── CalibrationError             8   a request that the good images cannot support
+├── GoldenError                  9   the bundle's golden frames do not score as recorded
+└── TrainingError               10   a run that cannot start, resume or continue
 
-    70 = an internal error (a bug: the traceback goes to a file, whose name is printed)
-    130 = interrupted by Ctrl-C, 143 = ended by SIGTERM, where the command has nothing to finish
+70 = an internal error (a bug: the traceback goes to a file, whose name is printed)
+130 = interrupted by Ctrl-C, 143 = ended by SIGTERM, where the command has nothing to finish
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter
 
 from edge.bundle import write_bundle
 from edge.frames import F32, U8, PixelFormat, aligned_f32
+from edge.images import pixel_digest
 from edge.inspection.native import Preprocessor
 from edge.manifest import (
     Calibration,
@@ -246,6 +247,7 @@ def write_tiny_bundle(
     golden_frames: int = 3,
     golden_factor: float = 1.0,
     core: bytes | None = None,
+    trained: Sequence[U8] = (),
 ) -> TinyBundle:
     """Write a bundle of the tiny product.
 
@@ -258,6 +260,7 @@ def write_tiny_bundle(
         golden_frames: how many there are, the first ones good, the last one defective.
         golden_factor: recorded golden scores are wrong by this factor.
         core: another graph in the network's place.
+        trained: images that the bundle lists as trained on.
     """
     product, weights = TinyProduct(), Weights()
     oracle = Oracle(weights)
@@ -275,6 +278,7 @@ def write_tiny_bundle(
         encoded = [oracle.features(oracle.x(image)) for image in bank]
         for level, name in enumerate(_FEATURES):
             members[f"prompts/{name}.npy"] = np.stack([entry[level] for entry in encoded]).astype(bank_dtype)
+    members["trained.json"] = msgspec.json.encode([pixel_digest(image) for image in trained])
     frames = []
     for index in range(golden_frames):
         image = product.defective(index) if index and index == golden_frames - 1 else product.good(index)

@@ -22,7 +22,7 @@ from train.redi.model import ReDi
 from train.redi.phases import DiscriminatePhase, RecoverPhase, encode_bank
 from train.runfolder import RunFolder
 from train.selftrain import SelfPhase
-from train.trainer import Budget, Trainer
+from train.trainer import Budget, Trainer, choose_device
 
 #: Epochs of recover where neither --minutes nor --epochs is given.
 DEFAULT_EPOCHS = 30
@@ -34,8 +34,8 @@ SELF_EPOCHS, DISCRIMINATE_EPOCHS = 3.0, 1.6
 SELF_SHARE, RECOVER_SHARE = 0.35, 0.42
 
 
-def train(folder: RunFolder, config: TrainConfig) -> None:
-    """Train `config` into `folder`, resuming where an earlier attempt stopped.
+def train(folder: RunFolder, config: TrainConfig, device_name: str = "auto") -> None:
+    """Train `config` into `folder` on `auto`, `cpu` or `cuda`, resuming where an earlier attempt stopped.
 
     Raises:
         DataError: the images or the weights cannot be used.
@@ -46,15 +46,16 @@ def train(folder: RunFolder, config: TrainConfig) -> None:
     if folder.finished:
         console.print(f"{folder.path}: already trained; evaluate it with train-eval, or give --restart")
         return
+    device = choose_device(device_name)
     torch.manual_seed(config.seed)
     saved = folder.load("checkpoint.pt") or {}
     budget = Budget(config.minutes, float(saved.get("spent", 0.0)))
-    images = prepare(dataset.train, config.input, config.map)
+    images = prepare(dataset.train, config.input, config.map, device)
     with SummaryWriter(str(folder.path / "log")) as log:
-        trainer = Trainer(folder, config, budget, log)
+        trainer = Trainer(folder, config, budget, log, device)
         trainer.history.update(saved.get("history", {}))
         backbone, weights = _backbone(trainer, images, saved)
-        model = ReDi(backbone, config.input, config.map).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = ReDi(backbone, config.input, config.map).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         bank = k_centre(images.descriptors, config.prompts)
         prompts = assign_prompts(images.descriptors, bank, config.prompt_choices)
         _recover(trainer, model, images, bank, prompts, saved)
@@ -139,9 +140,10 @@ def _finish(
         {
             "recover": model.recover.state_dict(),
             "frb": model.frb.state_dict(),
-            "prompt_key": encoded.key,
-            "prompt_value": encoded.value,
+            "prompt_key": encoded.key.cpu(),
+            "prompt_value": encoded.value.cpu(),
             "descriptors": torch.from_numpy(images.descriptors[bank]),
+            "digests": images.digests,
             "prompt_names": [images.names[row] for row in bank],
         },
     )

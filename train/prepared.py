@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from edge.cli import progress
 from edge.errors import DataError
 from edge.frames import F32, U8, PixelFormat
+from edge.images import pixel_digest
 from edge.inspection.native import Preprocessor
 from edge.manifest import InputSpec, MapSpec
 from train.datasets import Sample, load_images
@@ -23,24 +24,28 @@ class PreparedImages:
     """Every readable image, prepared once.
 
     `x` is float16 `(N, 3, H, W)` (half the memory, and finer than the 8 bits it came from), `h` float32
-    `(N, map channels, rows, columns)`, `descriptors` float32 `(N, D)`, `names` the files in order.
+    `(N, map channels, rows, columns)`, `descriptors` float32 `(N, D)`, `names` the files in
+    order, `digests` those of their pixels.  All of it stays in main memory; batches are handed out on `device`.
     """
 
     x: Tensor
     h: Tensor
     descriptors: F32
     names: list[str]
+    digests: list[str]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def images(self, indices: NDArray[np.int64]) -> Tensor:
-        """Return `X` of these rows, float32, channels last."""
-        return self.x[torch.from_numpy(indices)].float().contiguous(memory_format=torch.channels_last)
+        """Return `X` of these rows on `device`, float32, channels last."""
+        rows = self.x[torch.from_numpy(indices)].to(self.device)
+        return rows.float().contiguous(memory_format=torch.channels_last)
 
     def maps(self, indices: NDArray[np.int64]) -> Tensor:
-        """Return `H` of these rows."""
-        return self.h[torch.from_numpy(indices)]
+        """Return `H` of these rows on `device`."""
+        return self.h[torch.from_numpy(indices)].to(self.device)
 
 
 class Preparer:
@@ -57,8 +62,10 @@ class Preparer:
         self._kernels(image, PixelFormat.BGR8, self.x, self.h, self.descriptor)
 
 
-def prepare(samples: Sequence[Sample], input_spec: InputSpec, map_spec: MapSpec) -> PreparedImages:
-    """Read and prepare `samples`; unreadable ones are named, counted and left out.
+def prepare(
+    samples: Sequence[Sample], input_spec: InputSpec, map_spec: MapSpec, device: torch.device
+) -> PreparedImages:
+    """Read and prepare `samples`, to be used on `device`; unreadable ones are named, counted and left out.
 
     Raises:
         DataError: fewer than two images are readable.
@@ -68,6 +75,7 @@ def prepare(samples: Sequence[Sample], input_spec: InputSpec, map_spec: MapSpec)
     h: list[F32] = []
     descriptors: list[F32] = []
     names: list[str] = []
+    digests: list[str] = []
     with progress(transient=True) as bar:
         task = bar.add_task("reading images", total=len(samples), note="")
         for sample, image in load_images(samples):
@@ -76,10 +84,13 @@ def prepare(samples: Sequence[Sample], input_spec: InputSpec, map_spec: MapSpec)
             h.append(preparer.h.copy())
             descriptors.append(preparer.descriptor.copy())
             names.append(sample.path.name)
+            digests.append(pixel_digest(image))
             bar.advance(task)
     if len(names) < 2:
         raise DataError(
             f"{len(names)} readable training image: recovery needs a second one as its prompt",
             "photograph more good parts: 50 make a useful model, 200 a good one",
         )
-    return PreparedImages(torch.from_numpy(np.stack(x)), torch.from_numpy(np.stack(h)), np.stack(descriptors), names)
+    return PreparedImages(
+        torch.from_numpy(np.stack(x)), torch.from_numpy(np.stack(h)), np.stack(descriptors), names, digests, device
+    )

@@ -38,7 +38,7 @@ class SelfPhase:
     name = "self-training"
 
     def __init__(self, images: PreparedImages, crop: int = 128) -> None:
-        self.pretext = DensePretext().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.pretext = DensePretext().to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module: nn.Module = self.pretext
         self._images = images
         self._crop = min(crop, *images.x.shape[2:])
@@ -55,12 +55,14 @@ class SelfPhase:
             crops[place] = source[int(row), :, top : top + size, left : left + size].float().numpy()
             for _ in range(int(rng.integers(1, 4))):
                 alter(crops[place], masks[place, 0], rng)
-        x = torch.from_numpy(crops).contiguous(memory_format=torch.channels_last)
-        mask = torch.from_numpy(masks)
-        total = torch.zeros(())
+        device = self._images.device
+        x = torch.from_numpy(crops).to(device).contiguous(memory_format=torch.channels_last)
+        mask = torch.from_numpy(masks).to(device)
+        weight = torch.tensor(3.0, device=device)
+        total = torch.zeros((), device=device)
         for logits in self.pretext(x):
             target = F.adaptive_max_pool2d(mask, logits.shape[2:])
-            total = total + F.binary_cross_entropy_with_logits(logits, target, pos_weight=torch.tensor(3.0))
+            total = total + F.binary_cross_entropy_with_logits(logits.float(), target, pos_weight=weight)
         return total / len(RESNET18_SCALES)
 
     def folded(self) -> State:

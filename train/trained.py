@@ -29,6 +29,7 @@ class TrainedModel:
     bank: dict[str, Tensor]
     descriptors: F32
     prompt_names: list[str]
+    digests: list[str]
     provenance: dict[str, str]
 
     @property
@@ -57,11 +58,13 @@ def load_trained(folder: RunFolder) -> TrainedModel:
         model.frb.load_state_dict(saved["frb"])
         bank = {"key": saved["prompt_key"], "value": saved["prompt_value"]}
         descriptors = saved["descriptors"].numpy()
-        names = list(saved["prompt_names"])
+        names, digests = list(saved["prompt_names"]), list(saved["digests"])
     except (KeyError, RuntimeError) as error:
         raise TrainingError(f"{folder.path / 'model.pt'}: damaged, {error}", "train again") from error
     model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return TrainedModel(config, model, bank, descriptors, names, dict(folder.read_json("run.json")["provenance"]))
+    return TrainedModel(
+        config, model, bank, descriptors, names, digests, dict(folder.read_json("run.json")["provenance"])
+    )
 
 
 class TorchScorer:

@@ -7,7 +7,6 @@ are frozen, the features `F_X` and `R_Y` of every image.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import time
@@ -64,14 +63,24 @@ class Phase(Protocol):
         """Return the scalar loss of the images in these rows."""
 
 
-def precision_context(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision where this device gains from it: bf16 on CUDA and on CPUs with AMX, else nothing."""
+def choose_device(name: str) -> torch.device:
+    """Return the device called `auto`, `cpu` or `cuda`; auto takes a GPU where PyTorch finds one.
+
+    Raises:
+        TrainingError: `cuda` was asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise TrainingError(f"--device {name}: PyTorch {torch.__version__} finds no CUDA GPU here", "use --device cpu")
+    return torch.device(name)
+
+
+def mixed_precision(device: torch.device) -> torch.dtype | None:
+    """Return the number format that training gains from here: bf16 with tensor cores or AMX, else fp16, or none."""
     if device.type == "cuda":
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return torch.autocast("cuda", dtype=dtype)
-    if device.type == "cpu" and has_amx():
-        return torch.autocast("cpu", dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if has_amx() else None
 
 
 def has_amx() -> bool:
@@ -122,8 +131,12 @@ def batches(count: int, batch: int, seed: Sequence[int], start: int = 0) -> Iter
 class Trainer:
     """Runs phases over a run folder, with checkpoints, progress and logs."""
 
-    def __init__(self, folder: RunFolder, config: TrainConfig, budget: Budget, log: StepLog) -> None:
-        self.folder, self.config, self.budget, self.log = folder, config, budget, log
+    def __init__(
+        self, folder: RunFolder, config: TrainConfig, budget: Budget, log: StepLog, device: torch.device
+    ) -> None:
+        self.folder, self.config, self.budget, self.log, self.device = folder, config, budget, log, device
+        self._half = mixed_precision(device)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._half is torch.float16)
         self.history: dict[str, Any] = {}
 
     def plan(self, count: int, epochs: float, share: float) -> Plan:
@@ -219,10 +232,13 @@ class Trainer:
     ) -> float:
         for group in optimiser.param_groups:
             group["lr"] = rate
-        with precision_context(next(phase.module.parameters()).device):
+        with torch.autocast(self.device.type, dtype=self._half or torch.bfloat16, enabled=self._half is not None):
             loss = phase.loss(rows, rng)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        # Only fp16 needs scaling; disabled, the scaler passes everything through.
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(optimiser)
         nn.utils.clip_grad_norm_(phase.module.parameters(), self.config.clip_norm)
-        optimiser.step()
+        self._scaler.step(optimiser)
+        self._scaler.update()
         return float(loss.detach())

@@ -213,6 +213,7 @@ def _json(calibration: Calibration, decision: Decision, good: GoodScores, notes:
         "normality_p": decision.normality,
         "outliers": [str(good.paths[index]) for index in decision.outliers],
         "skipped": [{"path": str(path), "reason": reason} for path, reason in good.skipped],
+        "trained": [str(path) for path in good.trained],
         "duplicates": [{"path": str(path), "same_as": str(first)} for path, first in good.duplicates],
         "notes": notes,
         "plot": str(plot),

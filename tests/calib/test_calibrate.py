@@ -78,13 +78,21 @@ def test_an_image_without_a_proper_score_is_named(score):
         calibrate(found, Request(), COMPARE)
 
 
+def test_a_refusal_says_that_trained_images_were_left_out():
+    found = good(5)
+    found.trained.append(Path("good/old.png"))
+    with pytest.raises(CalibrationError, match="left out because the model was trained"):
+        calibrate(found, Request(), COMPARE)
+
+
 def test_notes_name_what_to_look_at():
     found = good(60, (2.5,))
     found.skipped.append((Path("good/broken.png"), "truncated"))
+    found.trained.append(Path("good/old.png"))
     found.duplicates.append((Path("good/copy.png"), Path("good/000.png")))
     _, decision = calibrate(found, Request(), COMPARE)
     notes = " ".join(warnings_for(found, decision))
-    for part in ("broken.png", "copy.png = 000.png", "060.png (2.5)"):
+    for part in ("broken.png", "old.png", "copy.png = 000.png", "060.png (2.5)"):
         assert part in notes
     clean = good(60)
     assert warnings_for(clean, calibrate(clean, Request(), COMPARE)[1]) == []

@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--prompts", type=int, default=32, metavar="K", help="images in the prompt bank (32)")
     p.add_argument("--batch", type=int, default=8, help="images per step (8)")
     p.add_argument("--learning-rate", type=_positive, default=1e-3, help="peak of the schedule (0.001)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
     p.add_argument("--threads", type=int, metavar="T", help="CPU threads (all cores)")
     p.add_argument("--restart", action="store_true", help="discard what RUN holds and start afresh")
     return p
@@ -116,5 +117,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             prompts=args.prompts,
             learning_rate=args.learning_rate,
         ),
+        args.device,
     )
     return 0

@@ -70,6 +70,7 @@ def export_bundle(folder: RunFolder, out: Path, *, fp16: bool, golden_count: int
             "core.onnx": graph,
             "golden.json": msgspec.json.encode(golden),
             "prompts/descriptors.npy": trained.descriptors,
+            "trained.json": msgspec.json.encode(sorted(trained.digests)),
             "prompts/names.json": msgspec.json.encode(trained.prompt_names),
         }
         for name, tensor in trained.bank.items():

@@ -30,12 +30,14 @@ def ssim(a: Tensor, b: Tensor, window: int = 8, data_range: float = 1.0) -> Tens
 
 def recovery_loss(recovered: Tensor, image: Tensor) -> Tensor:
     """`L_Rec = MSE + (1 - SSIM)`, both on images of unit grey range `(N, 3, H, W)`."""
+    # SSIM's differences of squares need float32.
+    recovered, image = recovered.float(), image.float()
     return F.mse_loss(recovered, image) + 1 - ssim(recovered, image)
 
 
 def alignment_loss(reference: Sequence[Tensor], recovered: Sequence[Tensor]) -> Tensor:
     """`L_D = sum_l mean_hw (1 - cos(F_X^l, F_Y^l))`, cosine over channels."""
-    terms = [(1 - F.cosine_similarity(x, y, dim=1)).mean() for x, y in zip(reference, recovered, strict=True)]
+    terms = [(1 - F.cosine_similarity(x, y.float(), dim=1)).mean() for x, y in zip(reference, recovered, strict=True)]
     return torch.stack(terms).sum()
 
 

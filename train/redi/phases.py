@@ -31,8 +31,8 @@ class RecoverPhase:
         self._recover = model.recover
         self._images, self._bank, self._prompts = images, bank, prompts
         spec = model.input_spec
-        self._mean = torch.tensor(spec.mean).view(1, 3, 1, 1)
-        self._std = torch.tensor(spec.std).view(1, 3, 1, 1)
+        self._mean = torch.tensor(spec.mean, device=images.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(spec.std, device=images.device).view(1, 3, 1, 1)
 
     def loss(self, indices: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
         """Return `L_Rec` of these rows."""
@@ -45,11 +45,19 @@ class RecoverPhase:
 
 
 class FeatureCache:
-    """`F_X` and `R_Y` of every image, float16, computed once within a memory budget."""
+    """`F_X` and `R_Y` of every image, float16 in main memory, computed once within a memory budget.
 
-    def __init__(self, compute: Callable[[NDArray[np.int64]], tuple[Features, Features]], count: int) -> None:
+    Args:
+        compute: gives both for some rows, on any device.
+        count: of images.
+        device: where batches are wanted.
+    """
+
+    def __init__(
+        self, compute: Callable[[NDArray[np.int64]], tuple[Features, Features]], count: int, device: torch.device
+    ) -> None:
         self._compute = compute
-        self._count = count
+        self._count, self._device = count, device
         self._rows: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
 
     def fill(self, batch: int, advance: Callable[[int], None]) -> None:
@@ -59,7 +67,7 @@ class FeatureCache:
             rows = np.arange(begin, min(begin + batch, self._count))
             reference, recovered = self._compute(rows)
             for place, row in enumerate(rows):
-                pair = ([f[place].half() for f in reference], [f[place].half() for f in recovered])
+                pair = ([f[place].half().cpu() for f in reference], [f[place].half().cpu() for f in recovered])
                 used += sum(t.numel() * 2 for side in pair for t in side)
                 self._rows[int(row)] = pair
             advance(len(rows))
@@ -75,7 +83,8 @@ class FeatureCache:
         sides = []
         for side in (0, 1):
             scales = [torch.stack([pair[side][scale] for pair in pairs]) for scale in range(len(pairs[0][side]))]
-            sides.append([f.float().contiguous(memory_format=torch.channels_last) for f in scales])
+            on_device = [f.to(self._device).float() for f in scales]
+            sides.append([f.contiguous(memory_format=torch.channels_last) for f in on_device])
         return sides[0], sides[1]
 
 
@@ -96,11 +105,11 @@ class DiscriminatePhase:
         self._model, self._images, self._prompts = model, images, prompts
         self._weight = correlation_weight
         self._encoded = encode_bank(model, images, bank)
-        self.cache = FeatureCache(self._features, len(images))
+        self.cache = FeatureCache(self._features, len(images), images.device)
 
     @torch.no_grad()
     def _features(self, rows: NDArray[np.int64]) -> tuple[Features, Features]:
-        nearest = torch.from_numpy(self._prompts[rows, 0])
+        nearest = torch.from_numpy(self._prompts[rows, 0]).to(self._images.device)
         prompt = PromptFeatures(self._encoded.key[nearest], self._encoded.value[nearest])
         reference: Features = self._model.phi(self._images.images(rows))
         return reference, self._model.recovered_features(self._images.maps(rows), prompt)

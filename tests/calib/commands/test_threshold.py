@@ -58,6 +58,17 @@ def test_the_bundle_gets_its_rule_and_a_picture(plan, good, tiny, capsys):
     assert sorted(path.name for path in plan.parent.iterdir()) == ["good", "redi.plan", picture.name]
 
 
+def test_images_that_the_model_was_trained_on_are_left_out(tiny, good, tmp_path, capsys):
+    from tests.tiny_bundle import write_tiny_bundle
+
+    trained = [tiny.product.good(100 + index) for index in range(3)]
+    plan = write_tiny_bundle(tmp_path / "trained.plan", trained=trained).path
+    assert main([str(plan), "--good", str(good), "--false-reject", "0.01", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["images"] == IMAGES - 3
+    assert sorted(Path(name).name for name in record["trained"]) == ["part0.png", "part1.png", "part2.png"]
+
+
 def test_json_names_what_was_left_out(plan, good, tmp_path, capsys):
     shutil.copy(good / "part3.png", good / "part3 copy.png")
     cv2.imwrite(str(good / "part4 as bmp.bmp"), cv2.imread(str(good / "part4.png")))
