@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from train.runfolder import RunFolder
 
     report = export_bundle(RunFolder(args.run), args.out, fp16=args.fp16)
+    if args.fp16:
+        console.print("engine: none built, as this release has no TensorRT adapter; the graph is in the bundle")
     console.print(
         f"{report.path}: {report.size / 1e6:.1f} MB, {report.golden} golden frames\n"
         f"  next: calib-threshold {report.path} --good DIR"
