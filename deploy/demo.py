@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", default="2", help="training time (2)")
-    parser.add_argument("--size", default="192", help="input size (192)")
+    parser.add_argument("--size", default="128", help="input size (128)")
     parser.add_argument("--out", type=Path, default=Path("demo-out"))
     args = parser.parse_args(argv)
     begin = time.monotonic()
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     photos, trained, plan = out / "photos", out / "run", out / "redi.plan"
-    run("edge-sim", photos, "--train", "80", "--test", "0", "--good", "60")
+    run("edge-sim", photos, "--train", "160", "--test", "0", "--good", "80")
     run(
         "train-run",
         photos / "train" / "good",
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         args.size,
     )
     run("train-export", trained, "--out", plan)
-    run("calib-threshold", plan, "--good", photos / "good", "--false-reject", "0.01")
+    run("calib-threshold", plan, "--good", photos / "good", "--false-reject", "0.02")
     events = inspect_line(plan, out)
     best = compare_with_truth(events)
     if best is None:

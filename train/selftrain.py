@@ -53,6 +53,9 @@ class SelfPhase:
             top = int(rng.integers(0, source.shape[2] - size + 1))
             left = int(rng.integers(0, source.shape[3] - size + 1))
             crops[place] = source[int(row), :, top : top + size, left : left + size].float().numpy()
+            # Light that changes over the whole image is normal: without this it would count as an alteration.
+            crops[place] *= rng.uniform(0.85, 1.15)
+            crops[place] += rng.normal(0, 0.15, (3, 1, 1)).astype(np.float32)
             for _ in range(int(rng.integers(1, 4))):
                 alter(crops[place], masks[place, 0], rng)
         device = self._images.device
