@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.threshold import Decision
+from edge.files import utf8_text
 from edge.manifest import Calibration
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ def draw(
         )
     histogram.legend(loc="best", fontsize=9)
     histogram.set_ylabel("good images")
-    histogram.set_title(title + "\n" + statement(calibration, decision), fontsize=10)
+    # Names of files and folders are no mathematics, whatever dollars they hold.
+    words = utf8_text(title) + "\n" + statement(calibration, decision)
+    histogram.set_title(words, fontsize=10, parse_math=False)
     strip.set_xlabel("image score (higher = more anomalous)")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
@@ -105,13 +108,14 @@ def _strip(axes: Axes, values: NDArray[np.float64], names: Sequence[str], decisi
         axes.scatter(values[odd], heights[odd], s=36, color=_ODD, marker="x")
     for index in odd[:5]:
         axes.annotate(
-            names[index],
+            utf8_text(names[index]),
             (values[index], heights[index]),
             (-4, 4),
             textcoords="offset points",
             fontsize=8,
             color=_ODD,
             ha="right",
+            parse_math=False,
         )
     axes.set_yticks([])
     axes.set_ylim(-0.2, 1.3)

@@ -99,7 +99,7 @@ def compare_with_truth(events: list[dict[str, Any]]) -> dict[str, Any] | None:
 def main(argv: list[str] | None = None) -> int:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", default="2", help="training time (2)")
+    parser.add_argument("--minutes", default="2.5", help="training time (2.5)")
     parser.add_argument("--size", default="128", help="input size (128)")
     parser.add_argument("--out", type=Path, default=Path("demo-out"))
     args = parser.parse_args(argv)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import functools
+import io
+import math
 import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,10 +21,38 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from edge import __version__
 from edge.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EdgeError
 
-#: Progress, notes and errors go to stderr, so that stdout stays clean for results and JSON lines.
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-
 Main = Callable[[Sequence[str] | None], int]
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Console(Console):
+    """Shows names as they are (`:x:` is no emoji); stdout that cannot be written is left to `command`."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(highlight=False, emoji=False, **settings)
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Print; on stderr, go quiet where that fails: a lost log must not stop the line."""
+        try:
+            super().print(*objects, **settings)
+        except OSError:
+            if not self.stderr:
+                raise
+            self.quiet = True
+
+    def on_broken_pipe(self) -> None:
+        """Go on with the BrokenPipeError that is being handled."""
+        raise
+
+
+#: Progress, notes and errors go to stderr, so that stdout stays clean for results and JSON lines.
+console: Console = _Console(stderr=True, soft_wrap=True)
+
+
+def output_console(*, soft_wrap: bool = True, markup: bool = True) -> Console:
+    """Return a console for results, on stdout."""
+    return _Console(soft_wrap=soft_wrap, markup=markup)
 
 
 def command(main: Main) -> Main:
@@ -27,8 +60,13 @@ def command(main: Main) -> Main:
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
+        _accept_any_text()
         try:
-            return main(argv)
+            code = main(argv)
+            if sys.stdout is not None:
+                # What is still buffered may fail to leave: here that can be said, at the interpreter's end no more.
+                sys.stdout.flush()
+            return code
         except EdgeError as error:
             show_error(error)
             return error.exit_code
@@ -36,15 +74,16 @@ def command(main: Main) -> Main:
             console.print("interrupted", style="yellow")
             return EXIT_INTERRUPTED
         except BrokenPipeError:
-            # The reader of our stdout went away (`| head`): point stdout elsewhere so that closing it stays quiet.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader of our stdout went away (`| head`): it has seen enough.
             return 0
         except Exception as error:  # noqa: BLE001  the last line of defence: a bug, reported as one
-            with tempfile.NamedTemporaryFile("w", prefix="redi-error-", suffix=".txt", delete=False) as file:
-                file.write(f"redi-edge {__version__}\n{sys.argv}\n{traceback.format_exc()}")
-            console.print(f"[bold red]internal error[/]: {type(error).__name__}: {escape(str(error))}")
-            console.print(f"  this is a bug; the details are in {file.name}")
+            if isinstance(error, OSError) and error.errno in _DISK_FULL:
+                show_error(EdgeError(f"cannot write {error.filename or 'the output'}: {error.strerror}", "free space"))
+                return EdgeError.exit_code
+            _report_bug(error)
             return EXIT_INTERNAL
+        finally:
+            _give_up_broken_streams()
 
     return wrapped
 
@@ -69,3 +108,52 @@ def progress(transient: bool = False) -> Progress:
         console=console,
         transient=transient,
     )
+
+
+def whole_number(text: str) -> int:
+    """Return the whole number from 1 that an argument is; for argparse."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """Return the finite number above 0 that an argument is; for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _accept_any_text() -> None:
+    """Let names that the output's encoding cannot carry come out escaped instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _give_up_broken_streams() -> None:
+    """Point standard streams that cannot be written any more at nothing, so that closing them stays quiet."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _report_bug(error: Exception) -> None:
+    console.print(f"[bold red]internal error[/]: {type(error).__name__}: {escape(str(error))}")
+    details = f"redi-edge {__version__}\n{sys.argv}\n{traceback.format_exc()}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="redi-error-", suffix=".txt", encoding="utf-8", errors="backslashreplace", delete=False
+        ) as file:
+            file.write(details)
+    except OSError as failure:
+        console.print(f"  this is a bug; its details cannot be saved: {escape(str(failure))}")
+    else:
+        console.print(f"  this is a bug; the details are in {escape(file.name)}")

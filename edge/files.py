@@ -1,4 +1,4 @@
-"""Files that are either wholly old or wholly new."""
+"""Files that are either wholly old or wholly new, and their names as text that can be sent."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def utf8_text(text: str) -> str:
+    """Return the text with what UTF-8 cannot carry escaped, as `\\udcff` for a stray byte of a file's name."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 @contextlib.contextmanager
-def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
+def atomic_write(path: Path | str, *, sync: bool = True) -> Iterator[BinaryIO]:
     """Yield a new file that takes the place of `path` when the block ends, all or nothing.
 
     The bytes are written and synced beside `path` and then renamed over it, so that a full disk, an exception
     or Ctrl-C leaves the old file as it was and no other file behind.  Whoever has the old file open or mapped
     keeps it.  The old file's mode and, where permitted, its owner carry over; through a symbolic link it is
-    the file that is replaced, not the link.
+    the file that is replaced, not the link.  Without `sync`, for pictures that come one after the other, only a
+    power cut may still leave an incomplete file.
 
     Raises:
         OSError: the file cannot be written, or `path` exists and is no regular file.
@@ -38,13 +44,15 @@ def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
                 os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
             yield file
             file.flush()
-            os.fsync(descriptor)
+            if sync:
+                os.fsync(descriptor)
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    _sync_folder(target.parent)
+    if sync:
+        _sync_folder(target.parent)
 
 
 def _sync_folder(folder: Path) -> None:

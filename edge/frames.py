@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
+#: The largest side of a frame or of the network input, in pixels.
+MAX_SIDE = 16384
+
+#: A station's slots: one each for camera, inspector and publisher, or a live camera would take back every frame
+#: before it is inspected; and no more than memory should be spent on.
+MIN_SLOTS, MAX_SLOTS = 3, 64
+
 
 class PixelFormat(str, Enum):
     """Layout of a frame's bytes: rows of interleaved 8-bit samples."""

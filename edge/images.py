@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 
 from edge.errors import FrameError
+from edge.files import atomic_write
 from edge.frames import U8
 
 #: Suffixes, lower case, of the files that count as images.
@@ -48,6 +50,9 @@ def read_image(path: Path) -> U8:
         FrameError: the file cannot be read, is empty, truncated, or not an image.
     """
     try:
+        # Opening a pipe would wait for its writer, and a device never ends.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise FrameError(f"cannot read image {path}: not a regular file")
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise FrameError(f"cannot read image {path}: {error.strerror or error}") from error
@@ -64,6 +69,16 @@ def read_image(path: Path) -> U8:
         )
     pixels: U8 = image
     return pixels
+
+
+def write_png(path: Path, image: U8) -> None:
+    """Write a grey or BGR image as PNG, wholly or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with atomic_write(path, sync=False) as file:
+        file.write(cv2.imencode(".png", image)[1].tobytes())
 
 
 def is_image(path: Path) -> bool:

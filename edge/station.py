@@ -10,6 +10,7 @@ is inspected, the next is captured and the last is published.
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,30 @@ _FRAME_BYTES = 1920 * 1080 * 3
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 
 
+class _StopFlag:
+    """A flag that any thread or signal handler may set, and that the capture thread alone reads.
+
+    Unlike `threading.Event`, whose lock is not reentrant, it may be set by a handler that interrupts its being set.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def set(self) -> None:
+        self._tokens.put(None)
+
+    def is_set(self) -> bool:
+        return not self._tokens.empty()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until it is set, at most so long; return whether it is."""
+        try:
+            self._tokens.put(self._tokens.get(timeout=timeout_s))
+        except queue.Empty:
+            return False
+        return True
+
+
 class Station:
     """Inspects what a camera sees and publishes one event per frame.
 
@@ -41,7 +66,7 @@ class Station:
         camera: the station closes it at the end.
         inspector: used by the thread that calls `run`.
         publisher: None to publish nothing.
-        slots: frame slots; at least 3, so that capture, inspection and publishing overlap.
+        slots: frame slots; at least `MIN_SLOTS` for a live camera, so that capture, inspection and publishing overlap.
         count: end after so many frames; None: when the camera ends, or `stop` is called.
         frame_timeout_s: silence of the camera for so long is reported by one `fault` event.
         reopen: opens the camera again after a live one was lost; None: a loss ends the station.
@@ -69,7 +94,7 @@ class Station:
         self._reopen = reopen
         self._on_result = on_result
         self._ring = FrameRing(inspector.make_slots(slots, _FRAME_BYTES), newest_wins=camera.live)
-        self._stop = threading.Event()
+        self._stop = _StopFlag()
         self._error: BaseException | None = None
         self._broken = ""
         # Wall clock and total milliseconds at the verdict, by slot index.
@@ -245,7 +270,11 @@ class Station:
             self._publisher.publish(event, mask)
         self.summary.add(slot, total_ms, (time.monotonic_ns() - start_ns) / 1e6)
         if self._on_result is not None:
-            self._on_result(slot)
+            try:
+                self._on_result(slot)
+            except BaseException as error:  # noqa: BLE001  `run` raises it, but not before each frame has its event
+                self._on_result = None
+                self._fail(error)
 
     def _status(self, state: str) -> None:
         if self._publisher is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edge.cli import progress
 from edge.errors import DataError
+from edge.files import utf8_text
 from edge.frames import F32, U8, PixelFormat
 from edge.images import pixel_digest
 from edge.inspection.native import Preprocessor
@@ -83,7 +84,7 @@ def prepare(
             x.append(preparer.x.astype(np.float16))
             h.append(preparer.h.copy())
             descriptors.append(preparer.descriptor.copy())
-            names.append(sample.path.name)
+            names.append(utf8_text(sample.path.name))
             digests.append(pixel_digest(image))
             bar.advance(task)
     if len(names) < 2:

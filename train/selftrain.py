@@ -1,8 +1,9 @@
 """`--weights self`: an extractor learnt on the user's own good images, without any download.
 
-A pretext task that needs no labels (CutPaste, Li et al. 2021, made dense): a piece of an image is pasted elsewhere,
-scarred, or its tones changed, and every position of every scale must say whether it was altered.  To do so the
-features must know how this product looks, which is what the comparison needs of them.
+Two pretext tasks without labels.  *Alteration* (CutPaste, Li et al. 2021, made dense): a piece of an image is pasted
+elsewhere, scarred, or its tones changed, and every position of every scale must say whether it was altered.  *Content*:
+every position must give back the pixels it stands for.  The first makes features know how this product looks, the
+second keeps in them what is there, so that a thing that is missing changes them too.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ F32 = NDArray[np.float32]
 
 
 class DensePretext(nn.Module):
-    """The extractor with its batch norms, and one 1x1 head per scale that tells altered places from untouched ones."""
+    """The extractor with its batch norms and, per scale, one 1x1 head: the alteration logit and 4x4 RGB pixels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.extractor = ResNet18(norm=True)
-        self.heads = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels, _ in RESNET18_SCALES)
+        self.heads = nn.ModuleList(nn.Conv2d(channels, 1 + 48, 1) for channels, _ in RESNET18_SCALES)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return logits `(N, 1, h, w)` per scale."""
+        """Return logits and pixels, `(N, 49, h, w)` per scale."""
         return [head(f) for head, f in zip(self.heads, self.extractor(x), strict=True)]
 
 
 class SelfPhase:
-    """Pretext training as a phase: altered crops of good images, dense binary cross-entropy at three scales."""
+    """Pretext training as a phase: altered crops of good images, both tasks at every scale."""
 
     name = "self-training"
 
@@ -44,7 +45,7 @@ class SelfPhase:
         self._crop = min(crop, *images.x.shape[2:])
 
     def loss(self, indices: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-        """Return the mean dense cross-entropy over scales."""
+        """Return the sum of both tasks' losses, each a mean over scales."""
         size = self._crop
         source = self._images.x
         crops = np.empty((len(indices), 3, size, size), np.float32)
@@ -63,9 +64,12 @@ class SelfPhase:
         mask = torch.from_numpy(masks).to(device)
         weight = torch.tensor(3.0, device=device)
         total = torch.zeros((), device=device)
-        for logits in self.pretext(x):
-            target = F.adaptive_max_pool2d(mask, logits.shape[2:])
-            total = total + F.binary_cross_entropy_with_logits(logits.float(), target, pos_weight=weight)
+        for answer in self.pretext(x):
+            answer = answer.float()
+            altered = F.adaptive_max_pool2d(mask, answer.shape[2:])
+            total = total + F.binary_cross_entropy_with_logits(answer[:, :1], altered, pos_weight=weight)
+            side = 4 * answer.shape[2], 4 * answer.shape[3]
+            total = total + F.mse_loss(answer[:, 1:], F.pixel_unshuffle(F.adaptive_avg_pool2d(x, side), 4))
         return total / len(RESNET18_SCALES)
 
     def folded(self) -> State:

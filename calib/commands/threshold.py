@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from calib.calibrate import Request, calibrate, warnings_for
 from calib.scoring import GoodScores, good_images, score_images
 from calib.threshold import MAX_PIXEL_RATE, METHODS, Decision
 from edge.bundle import Bundle, set_calibration
-from edge.cli import command, console, progress
+from edge.cli import command, console, output_console, positive_number, progress
 from edge.errors import EdgeError, UsageError
 from edge.files import atomic_write
 from edge.manifest import Calibration
@@ -33,8 +33,9 @@ methods:
   auto       order where there are images enough, tolerance otherwise
 Use good images that the model was NOT trained on; those it was trained on score too low.
 
-exit codes: 0 calibrated, 2 bad arguments, 3 unusable bundle, 7 unusable image folder,
-            8 the images cannot support the request (says how many are needed), 130 interrupted
+exit codes: 0 calibrated, 1 calibrated but the picture cannot be written, 2 bad arguments, 3 unusable bundle,
+            7 unusable image folder, 8 the images cannot support the request (says how many are needed),
+            130 interrupted
 """
 
 
@@ -103,7 +104,10 @@ def _parser() -> argparse.ArgumentParser:
         "--min-region-px", type=_count, metavar="N", help=f"regions of fewer frame pixels are not reported ({kept} 0)"
     )
     parser.add_argument(
-        "--pixel-size-mm", type=_length, metavar="MM", help=f"size of a frame pixel on the part ({kept} unknown)"
+        "--pixel-size-mm",
+        type=positive_number,
+        metavar="MM",
+        help=f"size of a frame pixel on the part ({kept} unknown)",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="the picture (redi.plan.calibration.png)")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of the summary")
@@ -128,13 +132,6 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def _length(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a length")
     return value
 
 
@@ -199,7 +196,7 @@ def _show(path: Path, calibration: Calibration, decision: Decision, notes: list[
     }
     for name, value in rows.items():
         table.add_row(name, value)
-    out = Console(highlight=False, markup=False, soft_wrap=True)
+    out = output_console(markup=False)
     out.print(table)
     out.print(words)
     for note in notes:
@@ -218,7 +215,7 @@ def _json(calibration: Calibration, decision: Decision, good: GoodScores, notes:
         "notes": notes,
         "plot": str(plot),
     }
-    return msgspec.json.encode(record).decode()
+    return json.dumps(record)
 
 
 if __name__ == "__main__":

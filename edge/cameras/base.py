@@ -7,7 +7,10 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import TypeVar
 
-from edge.frames import U8, FrameMeta, PixelFormat, Slot
+import numpy as np
+
+from edge.errors import FrameError
+from edge.frames import MAX_SIDE, U8, FrameMeta, PixelFormat, Slot
 
 _Camera = TypeVar("_Camera", bound="Camera")
 
@@ -60,6 +63,15 @@ class Camera(ABC):
     ) -> None:
         self.close()
 
+    def _deliver(self, slot: Slot, frame: U8, source: str, started_ns: int) -> None:
+        """Make a decoded frame the slot's, or a frame in error where it cannot be inspected."""
+        try:
+            place(slot, frame)
+        except FrameError as error:
+            self._stamp(slot, source, started_ns, error=error.problem)
+        else:
+            self._stamp(slot, source, started_ns)
+
     def _stamp(self, slot: Slot, source: str, started_ns: int, error: str | None = None) -> None:
         """Set every field of `slot.meta`, and empty the pixels of a frame in error: no stale ones may pass for it."""
         now_ns = time.monotonic_ns()
@@ -80,8 +92,19 @@ def place(slot: Slot, frame: U8) -> None:
     """Make a decoded frame the slot's pixels: shape `(height, width)` or `(height, width, 1)` is mono8, `(…, 3)` BGR8.
 
     Nothing is copied where the decoder wrote into the slot's memory already.
+
+    Raises:
+        FrameError: it has other samples or channels, or is larger than any frame that can be inspected: the slot's
+            memory, which is kept, does not grow for it.
     """
+    if frame.dtype != np.uint8 or frame.shape[2:] not in ((), (1,), (3,)):
+        raise FrameError(
+            f"a frame of {frame.dtype} samples and shape {frame.shape}, but 1 or 3 channels of uint8 are needed",
+            "configure the camera's pixel format",
+        )
     height, width = frame.shape[:2]
+    if max(height, width) > MAX_SIDE:
+        raise FrameError(f"a frame of {width} x {height} pixels, up to {MAX_SIDE} a side are possible")
     mono = frame.ndim == 2 or frame.shape[2] == 1
     pixels = slot.shape_pixels(height, width, PixelFormat.MONO8 if mono else PixelFormat.BGR8)
     if frame.ctypes.data != pixels.ctypes.data:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 import time
 from collections.abc import Sequence
@@ -60,7 +59,10 @@ def open_folder(name: str, folder: Path) -> FileCamera:
     try:
         files = list_images(folder, recursive=True)
     except OSError as error:
-        raise CameraError(f"cannot read folder {folder}: {error.strerror or error}") from error
+        raise CameraError(
+            f"cannot read folder {error.filename or folder}: {error.strerror or error}",
+            "give this user the right to read it",
+        ) from error
     if not files:
         raise CameraError(f"folder {folder} holds no images", f"images end in {_suffixes()}")
     return FileCamera(name, files, folder)
@@ -77,13 +79,25 @@ def open_glob(name: str, pattern: str) -> FileCamera:
     Raises:
         CameraError: no image matches.
     """
-    found = (Path(match) for match in glob.iglob(pattern, recursive=True))
-    files = natural_sorted(path for path in found if is_image(path) and path.is_file())
-    if not files:
-        raise CameraError(f"no image matches {pattern}", f"images end in {_suffixes()}")
     parts = Path(pattern).parts
     fixed = next(place for place, part in enumerate(parts) if is_glob(part))
-    return FileCamera(name, files, Path(*parts[:fixed]))
+    base, wild = Path(*parts[:fixed]), list(parts[fixed:])
+    if wild[-1] == "**":
+        wild.append("*")
+    try:
+        # Unlike the module `glob`, `Path.glob` follows no link at `**`: one that leads back up would never end.
+        found = [path for path in base.glob("/".join(wild)) if is_image(path) and path.is_file()]
+    except (OSError, ValueError) as error:
+        hint = "write ** between slashes, as in 'parts/**/*.png'"
+        raise CameraError(f"cannot search for {pattern}: {error}", hint) from error
+    files = natural_sorted(path for path in found if not _is_hidden(path.relative_to(base)))
+    if not files:
+        raise CameraError(f"no image matches {pattern}", f"images end in {_suffixes()}")
+    return FileCamera(name, files, base)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _suffixes() -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 import cv2
 
-from edge.cameras.base import Camera, EndOfStream, place
+from edge.cameras.base import Camera, EndOfStream
 from edge.errors import CameraError
+from edge.files import utf8_text
 from edge.frames import PixelFormat, Slot
 
 #: A stream that cannot be reached, or gives no frame, for so long is lost.
@@ -41,7 +42,7 @@ class VideoFile(Camera):
     """
 
     def __init__(self, name: str, file: Path) -> None:
-        self._video = cv2.VideoCapture(str(file), cv2.CAP_FFMPEG)
+        self._video = _open(str(file), cv2.CAP_FFMPEG)
         if not self._video.isOpened():
             raise CameraError(f"cannot read video {file}: truncated, damaged, or of an unknown codec")
         count = int(self._video.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -58,8 +59,7 @@ class VideoFile(Camera):
                 raise CameraError(f"video {self._file} holds no frame that can be decoded")
             raise EndOfStream
         self._shape = frame.shape[:2]
-        place(slot, frame)
-        self._stamp(slot, f"{self._file.name}#{self._frames:06d}", started_ns)
+        self._deliver(slot, frame, f"{self._file.name}#{self._frames:06d}", started_ns)
         return True
 
     def close(self) -> None:
@@ -119,8 +119,7 @@ class LiveCamera(Camera):
             self._stamp(slot, source, started_ns, error=f"{self._label} gave a frame that cannot be decoded")
             return True
         self._shape = frame.shape[:2]
-        place(slot, frame)
-        self._stamp(slot, source, started_ns)
+        self._deliver(slot, frame, source, started_ns)
         return True
 
     def close(self) -> None:
@@ -157,12 +156,9 @@ def open_stream(name: str, url: str) -> LiveCamera:
     Raises:
         CameraError: it cannot be reached or is no video, within `STREAM_TIMEOUT_S`.
     """
-    # A password in the address must not get into events and logs.
-    label = re.sub(r"(?<=://)[^/@]*@", "", url)
+    label = _without_password(url)
     limit = int(STREAM_TIMEOUT_S * 1000)
-    video = cv2.VideoCapture(
-        url, cv2.CAP_FFMPEG, [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
-    )
+    video = _open(url, cv2.CAP_FFMPEG, [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit])
     if not video.isOpened():
         raise CameraError(
             f"cannot open stream {label}", "check the address, the network and the camera's user and password"
@@ -177,10 +173,23 @@ def open_device(name: str, device: int | str) -> LiveCamera:
         CameraError: there is no such device, it is in use, or this user may not open it.
     """
     path = f"/dev/video{device}" if isinstance(device, int) else device
-    video = cv2.VideoCapture(device, cv2.CAP_V4L2)
+    video = _open(device, cv2.CAP_V4L2)
     if not video.isOpened():
         raise CameraError(f"cannot open camera {path}", _why_not(Path(path)))
     return LiveCamera(name, video, path, silence_s=_SILENCE_S)
+
+
+def _open(source: int | str, *settings: Any) -> Any:
+    if isinstance(source, str) and utf8_text(source) != source:
+        # OpenCV crashes on it.
+        name = _without_password(source)
+        raise CameraError(f"cannot open {name}: its name is not UTF-8", "rename it, or reach it through a link")
+    return cv2.VideoCapture(source, *settings)
+
+
+def _without_password(url: str) -> str:
+    """Return the address without its user: a password must not get into events and logs."""
+    return re.sub(r"(?<=://)[^/]*@", "", url)
 
 
 def _why_not(path: Path) -> str:

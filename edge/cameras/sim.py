@@ -17,6 +17,8 @@ VISIBLE_LEVELS = 12
 
 #: The smallest frame on which the products' print and defects can still be seen.
 MIN_SIZE = 64
+#: Larger frames than this are a slip of the keyboard.
+MAX_SIZE = 16384
 
 _NOISE_SIGMA = 2.2
 _NOISE_TRAVEL = 64

@@ -7,13 +7,10 @@ import threading
 import time
 
 from edge.cameras.base import Camera, EndOfStream
-from edge.cameras.sim import MIN_SIZE, SimLine
+from edge.cameras.sim import MAX_SIZE, MIN_SIZE, SimLine
 from edge.cameras.sim_products import PRODUCTS
 from edge.errors import CameraError
 from edge.frames import PixelFormat, Slot
-
-#: Larger frames than this are a slip of the keyboard.
-_MAX_SIZE = 16384
 
 _ENDLESS = 2**63 - 1
 
@@ -90,8 +87,8 @@ def open_sim(name: str, options: str) -> SimCamera:
         raise CameraError(f"simulated line: no product '{product}'", f"known: {', '.join(PRODUCTS)}")
     line = SimLine(
         seed=_whole(given.get("seed", "0"), "seed", 0, _ENDLESS),
-        width=_whole(given.get("width", "320"), "width", MIN_SIZE, _MAX_SIZE),
-        height=_whole(given.get("height", "320"), "height", MIN_SIZE, _MAX_SIZE),
+        width=_whole(given.get("width", "320"), "width", MIN_SIZE, MAX_SIZE),
+        height=_whole(given.get("height", "320"), "height", MIN_SIZE, MAX_SIZE),
         defect_rate=_real(given.get("defects", "0.25"), "defects", 0.0, 1.0),
         product=product,
     )

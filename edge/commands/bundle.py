@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge.bundle import Bundle
-from edge.cli import command
+from edge.cli import command, output_console
 from edge.container import MANIFEST
 from edge.errors import EdgeError, UsageError
 from edge.files import atomic_write
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             members = len(bundle.members) + 1
             print(f"{bundle.path}: whole ({members} members, bundle id {bundle.bundle_id})")
         elif arguments.json:
-            print(msgspec.json.encode(describe(bundle)).decode())
+            print(json.dumps(describe(bundle)))
         else:
             _show(bundle)
     return 0
@@ -87,7 +88,7 @@ def describe(bundle: Bundle) -> dict[str, object]:
 
 
 def _show(bundle: Bundle) -> None:
-    out = Console(highlight=False, soft_wrap=not os.isatty(1))
+    out = output_console(soft_wrap=not os.isatty(1))
     manifest = bundle.manifest
     _print_pairs(
         out,
@@ -187,11 +188,11 @@ def _unpack(bundle: Bundle, folder: Path, force: bool) -> None:
     names = [MANIFEST, *bundle.members]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        inside = folder.resolve()
+        inside = os.path.realpath(folder)
         for name in names:
             target = folder / name
             # A link that was already there could lead the write out of the folder.
-            if not target.resolve().is_relative_to(inside):
+            if not Path(os.path.realpath(target)).is_relative_to(inside):
                 raise UsageError(f"{target}: a link leads out of the folder", "remove it, or name another folder")
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(target) as file:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import re
 import signal
 import sys
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING
 import msgspec
 from rich.markup import escape
 
-from edge.cli import command, console, progress
+from edge.cli import command, console, positive_number, progress, whole_number
 from edge.errors import UsageError
 from edge.events.endpoint import DEFAULT_ENDPOINT
+from edge.frames import MAX_SLOTS, MIN_SLOTS
 from edge.inspection.result import Verdict
 from edge.manifest import Calibration
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edge.summary import Summary
 
 _SWITCH_INTERVAL_S = 2e-4
+_END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _EPILOG = f"""\
 cameras:
@@ -53,6 +54,7 @@ exit codes:
    6  the runtime or precision is not on this machine
    9  the bundle's golden frames do not score as recorded
   70  internal error
+ 130  interrupted by Ctrl-C before there was a camera to stop; 143 by SIGTERM
 
 example: edge-run --camera parts/ --engine redi.plan & edge-watch {DEFAULT_ENDPOINT}
 """
@@ -72,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A thread that comes back from a kernel or a wait must not stand behind another's Python code for the usual 5 ms.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with ExitStack() as stack:
+        # Put back last: a signal must not cut off the events that still wait to leave when the publisher closes.
+        stack.enter_context(_signal_handlers_kept())
         # First of all, so that subscribers that wait connect while the model loads.
         publisher = None
         if args.publish != "none":
@@ -105,11 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 on_result=lambda slot: _each(slot, save, advance),
             )
             stack.callback(lambda: _show(station.summary, args.json))
-            with _stopped_by_signals(station):
-                if publisher is not None:
-                    publisher.settle()
-                    console.print(f"publishing {escape(args.name)} on {escape(publisher.endpoint)}")
-                station.run()
+            _stop_on_signals(station)
+            if publisher is not None:
+                publisher.settle()
+                console.print(f"publishing {escape(args.name)} on {escape(publisher.endpoint)}")
+            station.run()
     return 0
 
 
@@ -129,10 +133,10 @@ def _parser() -> argparse.ArgumentParser:
         help="where events are published, tcp://ADDRESS:PORT, ipc://PATH or none (default: %(default)s)",
     )
     parser.add_argument("--name", default="cam0", help="the camera's name in events (default: %(default)s)")
-    parser.add_argument("--count", type=_count, metavar="N", help="end after N frames")
+    parser.add_argument("--count", type=whole_number, metavar="N", help="end after N captured frames")
     parser.add_argument(
         "--threshold",
-        type=_positive,
+        type=positive_number,
         metavar="X",
         help="decide by this image score instead of the bundle's calibrated threshold",
     )
@@ -145,11 +149,19 @@ def _parser() -> argparse.ArgumentParser:
         help="arithmetic of the network: f32 scores alike on every CPU, bf16 is faster where the CPU has it "
         "(default: %(default)s)",
     )
-    parser.add_argument("--threads", type=_count, metavar="N", help="threads of the network (default: physical cores)")
-    parser.add_argument("--slots", type=_count, default=4, metavar="N", help="frame slots (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=whole_number, metavar="N", help="threads of the network (default: physical cores)"
+    )
+    parser.add_argument(
+        "--slots",
+        type=_slots,
+        default=4,
+        metavar="N",
+        help=f"frame slots, {MIN_SLOTS} to {MAX_SLOTS} (default: %(default)s)",
+    )
     parser.add_argument(
         "--frame-timeout",
-        type=_positive,
+        type=positive_number,
         default=5.0,
         metavar="S",
         help="silence of the camera for so many seconds is a `fault` event (default: %(default)s)",
@@ -218,11 +230,10 @@ class _OverlaySaver:
             ) from error
 
     def __call__(self, slot: Slot) -> None:
-        import cv2
         import numpy as np
 
         from edge.frames import PixelFormat
-        from edge.images import IMAGE_SUFFIXES
+        from edge.images import IMAGE_SUFFIXES, write_png
         from edge.overlay import draw_overlay
 
         found = slot.inspection
@@ -239,7 +250,7 @@ class _OverlaySaver:
         source = re.sub(r"[^A-Za-z0-9._-]+", "-", source).strip("-.")[-100:]
         file = self._folder / f"{slot.meta.frame_id:06d}-{source}.png"
         try:
-            file.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+            write_png(file, picture)
         except OSError as error:
             self._broken = True
             console.print(
@@ -268,23 +279,27 @@ def _progress(frames: int | None) -> Iterator[Callable[[Slot], None] | None]:
 
 
 @contextmanager
-def _stopped_by_signals(station: Station) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the station in order."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # Finishing is bounded by the frames in the slots: a second signal would only lose their verdicts.
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        station.stop()
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, stop)
+def _signal_handlers_kept() -> Iterator[None]:
+    """Put the handlers of the signals that end a station back as they were."""
+    before = {number: signal.getsignal(number) for number in _END_SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _stop_on_signals(station: Station) -> None:
+    """Let SIGINT and SIGTERM end the station in order."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # Finishing is bounded by the frames in the slots: a second signal would only lose their verdicts.
+        for each in _END_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        station.stop()
+
+    for number in _END_SIGNALS:
+        signal.signal(number, stop)
 
 
 def _show(summary: Summary, as_json: bool) -> None:
@@ -295,17 +310,8 @@ def _show(summary: Summary, as_json: bool) -> None:
         print(json.dumps(summary.as_dict()))
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+def _slots(text: str) -> int:
+    value = whole_number(text)
+    if not MIN_SLOTS <= value <= MAX_SLOTS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from {MIN_SLOTS} to {MAX_SLOTS}")
     return value

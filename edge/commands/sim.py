@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edge.cameras.sim import MIN_SIZE, SimLine
+from edge.cameras.sim import MAX_SIZE, MIN_SIZE, SimLine
 from edge.cameras.sim_products import PRODUCTS
 from edge.cli import command, console, progress
 from edge.errors import DataError, UsageError
@@ -115,8 +115,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UsageError(f"--defects {args.defects}", "a share from 0 to 1")
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed}", "0 or more")
-    if min(args.width, args.height) < MIN_SIZE:
-        raise UsageError(f"--width {args.width} --height {args.height}", f"each side has at least {MIN_SIZE} pixels")
+    if min(args.width, args.height) < MIN_SIZE or max(args.width, args.height) > MAX_SIZE:
+        raise UsageError(
+            f"--width {args.width} --height {args.height}", f"each side has {MIN_SIZE} to {MAX_SIZE} pixels"
+        )
     return args
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,11 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from edge.cli import command, console
+from edge.cli import command, console, output_console, positive_number, whole_number
 from edge.errors import UsageError
 from edge.events.codec import EventMessage, StatusMessage, event_to_json
 from edge.events.endpoint import DEFAULT_ENDPOINT
@@ -94,10 +92,10 @@ def _parser() -> argparse.ArgumentParser:
         default=frozenset(Verdict),
         help="show and save only these, separated by commas: ok, ng, late, fault",
     )
-    parser.add_argument("--count", type=_count, metavar="N", help="end after N shown events")
+    parser.add_argument("--count", type=whole_number, metavar="N", help="end after N shown events")
     parser.add_argument(
         "--idle",
-        type=_seconds,
+        type=positive_number,
         metavar="SECONDS",
         help="end when nothing has arrived for so long, waiting for the station included",
     )
@@ -130,22 +128,6 @@ def _verdicts(text: str) -> frozenset[Verdict]:
         raise argparse.ArgumentTypeError(f"{text!r}: use ok, ng, late, fault, separated by commas") from error
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return seconds
-
-
 class _Gaps:
     """Counts the events that were sent and never arrived, by the sequence numbers within each boot."""
 
@@ -175,7 +157,7 @@ class _Watch:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
-        self._table = None if arguments.json else Console(highlight=False, soft_wrap=True)
+        self._table = None if arguments.json else output_console()
         self._savers = list(_savers(arguments))
         self._gaps = _Gaps()
         self._verdicts: Counter[Verdict] = Counter()
@@ -241,8 +223,7 @@ class _Watch:
         if event.verdict not in self._arguments.only:
             return False
         if self._table is None:
-            sys.stdout.write(event_to_json(message).decode() + "\n")
-            sys.stdout.flush()
+            print(event_to_json(message).decode(), flush=True)
         else:
             self._table.print(_row(event))
         if self._savers:

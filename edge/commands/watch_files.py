@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,7 @@ from edge.cameras.sim_camera import open_sim
 from edge.errors import EdgeError, FrameError, UsageError
 from edge.events.schema import Event
 from edge.frames import U8
-from edge.images import IMAGE_SUFFIXES, read_image
+from edge.images import IMAGE_SUFFIXES, read_image, write_png
 from edge.overlay import draw_overlay
 
 _MAX_NAME = 100
@@ -65,12 +66,12 @@ class FolderImages:
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise UsageError(f"--images {folder}: no such folder", "name the folder or sim:… that edge-run inspects")
-        self._folder = folder.resolve()
+        self._folder = Path(os.path.realpath(folder))
 
     def find(self, source: str) -> U8 | None:
         """Return the image `(H, W, 3)`, None where there is none."""
         try:
-            path = (self._folder / source).resolve()
+            path = Path(os.path.realpath(self._folder / source))
             # A source name comes from outside: it must not lead out of the folder.
             if not path.is_relative_to(self._folder) or not path.is_file():
                 return None
@@ -161,8 +162,7 @@ def _make(folder: Path) -> Path:
 
 
 def _write(path: Path, image: U8) -> None:
-    data = cv2.imencode(".png", image)[1].tobytes()
     try:
-        path.write_bytes(data)
+        write_png(path, image)
     except OSError as error:
         raise EdgeError(f"cannot write {path}: {error.strerror or error}", "free space there") from error

@@ -7,6 +7,7 @@ import math
 
 from edge.events.rle import encode_mask
 from edge.events.schema import MAX_REGIONS, Event
+from edge.files import utf8_text
 from edge.frames import Slot
 from edge.inspection.result import Inspection, Verdict
 
@@ -53,7 +54,7 @@ def build_event(
         boot_id=boot_id,
         seq=seq,
         camera=camera,
-        source=meta.source,
+        source=utf8_text(meta.source),
         frame_id=meta.frame_id,
         verdict=inspection.verdict,
         captured_at_ns=meta.captured_at_ns,
@@ -68,7 +69,7 @@ def build_event(
         mask_size=(slot.mask.shape[1] * 8, slot.mask.shape[0]),
         regions=list(regions),
         part_id=meta.part_id,
-        reason=inspection.reason,
+        reason=utf8_text(inspection.reason),
         latency_ms=_latencies(inspection, meta.capture_ms, total_ms),
         skipped=skipped,
     )

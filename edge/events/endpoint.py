@@ -23,6 +23,8 @@ def check_endpoint(endpoint: str) -> str:
     Raises:
         PublishError: it is not a `tcp://` or `ipc://` endpoint.
     """
+    if not endpoint.isprintable():
+        raise PublishError(f"{endpoint!r} holds characters that no endpoint has", _EXAMPLES)
     scheme, separator, address = endpoint.partition("://")
     if scheme == "tcp" and separator:
         host, colon, port = address.rpartition(":")

@@ -114,7 +114,7 @@ class Publisher:
         self.last_seq = event.seq
 
     def status(self, state: str, counters: Mapping[str, int], *, bundle_id: str = "", calibration_id: str = "") -> None:
-        """Send the station's state, `starting`, `running` or `stopped`, and its counters."""
+        """Send the station's state, `running` or `stopped`, and its counters."""
         self._drain()
         status = Status(
             boot_id=self.boot_id,

@@ -64,7 +64,7 @@ class Event(msgspec.Struct, omit_defaults=False):
 class Status(msgspec.Struct, omit_defaults=False):
     """The station's own state, two-part message: topic, header.
 
-    `state` is `starting`, `running` or `stopped`; `last_seq` that of the last event sent, 0 before the first.
+    `state` is `running` or `stopped`; `last_seq` that of the last event sent, 0 before the first.
     """
 
     boot_id: str

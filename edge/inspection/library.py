@@ -1,6 +1,7 @@
 """The library of native kernels: where it is, what it was built for, and its C interface as ctypes sees it.
 
-The structures mirror those of `kernels/host.cpp`; the interface number guards them.
+The structures mirror those of `kernels/host.cpp`.  A library whose interface number, structure sizes or constants are
+not these is refused before it is called: a stale build must not crash a station.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ LIBRARY = "libredi_kernels.so"
 _ABI = 1
 #: Constants of the kernels that the tables depend on.
 PREPARE_SAMPLES, PREPARE_COLUMNS, HOG_STRIP, HOG_ORIENTATIONS, GROUP = 4096, 512, 256, 18, 32
+_HINT = "build it: pip install . (or: pip install --no-build-isolation -e .) with a C++ compiler present"
 
 
 class Axis(ctypes.Structure):
@@ -84,6 +86,12 @@ class ComparisonResult(ctypes.Structure):
     _fields_ = (("score", ctypes.c_float), ("peak", ctypes.c_float), ("flagged", ctypes.c_int32))
 
 
+#: In the order of `LAYOUT` in `kernels/host.cpp`.
+_LAYOUT = (
+    *map(ctypes.sizeof, (Axis, Colour, PrepareTables, HogTables, ScaleTables, CompareTables, ComparisonResult)),
+    *(PREPARE_SAMPLES, PREPARE_COLUMNS, HOG_STRIP, HOG_ORIENTATIONS, GROUP),
+)
+
 _pointer, _int, _float = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "redi_prepare": (_pointer, _pointer, ctypes.c_int64, _pointer, _pointer),
@@ -100,19 +108,29 @@ def _library() -> ctypes.CDLL:
     installed = [Path(sysconfig.get_path(kind), "edge", "inspection") for kind in ("platlib", "purelib")]
     folders = [*map(Path, edge.inspection.__path__), *installed]
     tried = list(dict.fromkeys(folder / LIBRARY for folder in folders))
-    hint = "build it: pip install . (or: pip install --no-build-isolation -e .) with a C++ compiler present"
     for path in tried:
         if path.is_file():
-            try:
-                library = ctypes.CDLL(str(path))
-                built = library.redi_abi()
-            except (OSError, AttributeError) as error:
-                raise RuntimeUnavailableError(f"{path} cannot be loaded: {error}", hint) from error
-            if built != _ABI:
-                raise RuntimeUnavailableError(f"{path} has interface {built}, this release needs {_ABI}", hint)
-            library.redi_isas.restype = ctypes.c_char_p
-            return library
-    raise RuntimeUnavailableError(f"the native kernels are not installed: no {' or '.join(map(str, tried))}", hint)
+            return _load(path)
+    raise RuntimeUnavailableError(f"the native kernels are not installed: no {' or '.join(map(str, tried))}", _HINT)
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+        library.redi_isas.restype = ctypes.c_char_p
+        built = library.redi_abi()
+        if built != _ABI:
+            raise RuntimeUnavailableError(f"{path} has interface {built}, this release needs {_ABI}", _HINT)
+        for isa in library.redi_isas().decode().split():
+            sizes = (ctypes.c_int64 * len(_LAYOUT))()
+            count = getattr(library, f"redi_layout_{isa}")(sizes, len(sizes))
+            if count != len(_LAYOUT) or tuple(sizes) != _LAYOUT:
+                raise RuntimeUnavailableError(f"{path} is of another release: its tables are laid out otherwise", _HINT)
+            for name in _SIGNATURES:
+                getattr(library, f"{name}_{isa}")
+    except (OSError, AttributeError) as error:
+        raise RuntimeUnavailableError(f"{path} cannot be loaded: {error}", _HINT) from error
+    return library
 
 
 @functools.cache

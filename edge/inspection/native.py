@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.errors import BundleMismatchError, FrameError
-from edge.frames import F32, U8, PixelFormat, aligned_bytes, aligned_f32
+from edge.frames import F32, MAX_SIDE, U8, PixelFormat, aligned_bytes, aligned_f32
 from edge.inspection.library import (
     GROUP,
     HOG_ORIENTATIONS,
@@ -38,10 +38,8 @@ from edge.inspection.library import (
 from edge.inspection.taps import Taps, banded, compressed_rows, resize_taps, smoothing_matrix
 from edge.manifest import CompareSpec, InputSpec, MapSpec
 
-__all__ = ["MAX_SIDE", "Comparer", "Comparison", "Preprocessor", "choose_isa", "isas", "nearest"]
+__all__ = ["Comparer", "Comparison", "Preprocessor", "choose_isa", "isas", "nearest"]
 
-#: The largest side of a frame or of the network input, in pixels.
-MAX_SIDE = 16384
 #: Frame sizes whose tables are kept by a `Preprocessor`.
 _KEPT_SIZES = 8
 

@@ -26,6 +26,8 @@ from edge.inspection.runtime import Outcome
 #: Arithmetic of the core, by its name on the command line.
 PRECISIONS = ("f32", "bf16")
 
+_MAX_THREADS = 1024
+
 
 class PortableRuntime:
     """A bundle's model on this machine's CPU; see `edge.inspection.runtime.Runtime`.
@@ -45,8 +47,8 @@ class PortableRuntime:
         spec = bundle.manifest.model
         if precision not in PRECISIONS:
             raise UsageError(f"unknown precision {precision!r}", f"one of {', '.join(PRECISIONS)}")
-        if threads is not None and threads < 1:
-            raise UsageError(f"{threads} threads", "at least 1")
+        if threads is not None and not 1 <= threads <= _MAX_THREADS:
+            raise UsageError(f"{threads} threads", f"1 to {_MAX_THREADS} are possible")
         height, width = spec.input.height, spec.input.width
         self._height, self._width = height, width
         self._preprocess = Preprocessor(spec.input, spec.map)
@@ -72,15 +74,14 @@ class PortableRuntime:
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise RuntimeUnavailableError("this CPU has no bf16 arithmetic", "use --precision f32")
         features = self._bank.features if self._bank else {}
-        with _compiling(bundle):
-            graph = core.read_model(bytes(bundle.read(CORE)))
-        # Asked of the graph as written: compiling adds names of its own.  The order stays.
         taken = {name: array.shape for name, array in self._inputs.items()}
         taken |= {f"prompt_{name}": (1, *entries.shape[1:]) for name, entries in features.items()}
-        inputs = _ports(bundle, "input", graph.inputs, taken)
         given = {name: array.shape for name, array in self._outputs.items()}
-        outputs = _ports(bundle, "output", graph.outputs, given)
         with _compiling(bundle):
+            graph = core.read_model(bytes(bundle.read(CORE)))
+            # Asked of the graph as written: compiling adds names of its own.  The order stays.
+            inputs = _ports(bundle, "input", graph.inputs, taken)
+            outputs = _ports(bundle, "output", graph.outputs, given)
             self._compiled = core.compile_model(graph, "CPU", core_settings(threads or physical_cores(), precision))
             self._request = self._compiled.create_infer_request()
         for name, array in self._inputs.items():
@@ -181,8 +182,9 @@ def core_settings(threads: int, precision: str) -> dict[str, Any]:
 def _compiling(bundle: Bundle) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
-        # The binding's message is a stack of source lines; its last line says what went wrong.
+    except (RuntimeError, ValueError) as error:
+        # A `ValueError` where a damaged graph holds names that are no text.  The binding's message is a stack of
+        # source lines; its last line says what went wrong.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise BundleError(
             f"{bundle.path}: {CORE} cannot be compiled: {lines[-1] if lines else 'no reason given'}",

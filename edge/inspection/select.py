@@ -26,7 +26,10 @@ def open_runtime(
             "this release has no CUDA runtime", "use --runtime portable, which runs on any CPU"
         )
     # Imported here: loading OpenVINO takes a moment that a refusal above need not wait for.
-    from edge.inspection.portable import PortableRuntime
+    try:
+        from edge.inspection.portable import PortableRuntime
+    except ImportError as error:
+        raise RuntimeUnavailableError(f"OpenVINO cannot be loaded: {error}", "pip install openvino") from error
 
     why = "asked for" if name == "portable" else "auto: the only runtime of this release, any CPU"
     return PortableRuntime(bundle, threads=threads, precision=precision), why

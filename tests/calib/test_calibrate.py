@@ -96,3 +96,11 @@ def test_notes_name_what_to_look_at():
         assert part in notes
     clean = good(60)
     assert warnings_for(clean, calibrate(clean, Request(), COMPARE)[1]) == []
+
+
+def test_names_are_neither_mathematics_nor_need_they_be_text():
+    found = good(60, (2.5,))
+    calibration, decision = calibrate(found, Request(false_reject=0.01, pixel_rate=1e-3), COMPARE)
+    names = [r"$\frac$ caf\udce9.png"] * len(found.paths)
+    data = draw(found.scores, names, calibration, decision, "good $_$, caf\udce9")
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from edge.errors import FrameError
 from edge.frames import U8
-from edge.images import list_images, natural_sorted, read_image
+from edge.images import list_images, natural_sorted, read_image, write_png
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_foreign_files_are_named(tmp_path: Path, content: bytes, words: str) -> 
 def test_missing_file_and_folder_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FrameError, match="No such file"):
         read_image(tmp_path / "none.png")
-    with pytest.raises(FrameError, match="directory"):
+    with pytest.raises(FrameError, match="regular file"):
         read_image(tmp_path)
 
 
@@ -132,3 +133,23 @@ def test_any_names_can_be_sorted_and_the_order_is_total(names: list[str]) -> Non
     paths = [Path(name) for name in names]
     assert natural_sorted(paths) == natural_sorted(reversed(paths))
     assert sorted(map(str, natural_sorted(paths))) == sorted(names)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(FrameError, match=r"pipe\.png: not a regular file"):
+        read_image(tmp_path / "pipe.png")
+
+
+def test_a_picture_is_written_wholly_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    write_png(tmp_path / "x.png", image)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png"), image)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("edge.files.os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_png(tmp_path / "y.png", image)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]

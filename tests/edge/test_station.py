@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import cv2
 import pytest
@@ -332,3 +336,43 @@ def test_without_a_publisher_results_still_come(inspector: Inspector) -> None:
     summary = Station(ScriptedCamera(iter([part, blemished])), inspector, None, on_result=note).run()
     assert verdicts == [Verdict.OK, Verdict.NG]
     assert summary.frames == 2
+
+
+def test_an_error_of_on_result_leaves_no_captured_frame_without_its_event(line: Line) -> None:
+    def broken(slot: Slot) -> None:
+        raise ZeroDivisionError
+
+    camera = ScriptedCamera(iter([part] * 50))
+    assert len(line.run(camera, ZeroDivisionError, on_result=broken)) == camera.captured
+
+
+def test_a_signal_may_interrupt_the_end_of_the_run_at_any_line(inspector: Inspector) -> None:
+    station = Station(ScriptedCamera(iter([])), inspector, None)
+    interrupted = 0
+
+    def raise_signal(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+        nonlocal interrupted
+        interrupted += 1
+        if interrupted < 100:
+            signal.raise_signal(signal.SIGUSR1)
+        return raise_signal
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        pytest.fail("the signal handler waits for what it interrupted")
+
+    before = [
+        signal.signal(signal.SIGUSR1, lambda number, frame: station.stop()),
+        signal.signal(signal.SIGALRM, give_up),
+    ]
+    signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
+    tracer = sys.gettrace()
+    sys.settrace(raise_signal)
+    try:
+        station.stop()
+    finally:
+        sys.settrace(tracer)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGUSR1, before[0])
+        signal.signal(signal.SIGALRM, before[1])
+    assert interrupted > 0
+    assert station.run().frames == 0

@@ -8,10 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from edge.cli import command, console
+from edge.cli import command, console, output_console
 
 if TYPE_CHECKING:
     from train.evaluate import Evaluation, Scorer
@@ -91,6 +90,6 @@ def _print_table(evaluation: Evaluation) -> None:
             table.add_row(name, f"{value:.4f}")
         elif value is None:
             table.add_row(name, "—")
-    Console().print(table)
+    output_console().print(table)
     for skipped in evaluation.skipped:
         console.print(f"unreadable, skipped: {skipped}")

@@ -15,6 +15,7 @@ from edge import __version__
 from edge.bundle import write_bundle
 from edge.cli import console, progress
 from edge.errors import TrainingError
+from edge.files import utf8_text
 from edge.frames import U8
 from edge.manifest import Golden, GoldenFrame
 from train.datasets import load_images, open_dataset
@@ -51,7 +52,7 @@ def export_bundle(folder: RunFolder, out: Path, *, fp16: bool, golden_count: int
     config = trained.config
     samples = open_dataset(config.data, layout=config.layout, category=config.category).train
     step = max(1, len(samples) // golden_count)
-    chosen = [(s.path.stem, image) for s, image in load_images(samples[::step][:golden_count])]
+    chosen = [(utf8_text(s.path.stem), image) for s, image in load_images(samples[::step][:golden_count])]
     frames = golden_images(chosen)
     with progress(transient=True) as bar:
         task = bar.add_task("exporting", total=3, note="scoring golden frames")
@@ -79,7 +80,7 @@ def export_bundle(folder: RunFolder, out: Path, *, fp16: bool, golden_count: int
             members[f"golden/{name}.png"] = _png(image)
         provenance = {
             **trained.provenance,
-            "run": folder.path.resolve().name,
+            "run": utf8_text(folder.path.resolve().name),
             "exported_by": f"redi-edge {__version__}, torch {torch.__version__}, python {platform.python_version()}",
         }
         model = trained.model.spec("fp16" if fp16 else "fp32")

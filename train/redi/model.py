@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -58,12 +60,14 @@ class ReDi(nn.Module):
             )
         for name, value in zip(PromptFeatures._fields, encoded, strict=True):
             prompt[name] = tuple(value.shape[1:])
+        # Smoothing and top-k are stated for 256 x 256 and keep covering the same part of the image.
+        side = math.sqrt(size.height * size.width) / 256
         scales = tuple((channels, size.height // stride, size.width // stride) for channels, stride in RESNET18_SCALES)
         return ModelSpec(
             method="redi",
             backbone="resnet18",
             input=self.input_spec,
             map=self.map_spec,
-            compare=CompareSpec(scales=scales),
+            compare=CompareSpec(scales=scales, sigma=4.0 * side, top_k=max(1, round(100 * side * side))),
             core=CoreSpec(precision=precision, uses_prompt=True, prompt_features=prompt),
         )

@@ -1,6 +1,7 @@
 // The kernels as plain C functions for a CPU.  Compiled once per instruction set, REDI_ISA being the functions' suffix.
 //
-// The structures are mirrored in edge/inspection/library.py; a change of either raises REDI_ABI in dispatch.cpp.
+// The structures are mirrored in edge/inspection/library.py, which compares its own layout with redi_layout's; a change
+// that this cannot show, as of a signature, raises REDI_ABI in dispatch.cpp.
 // Callers vouch for every size and pointer: nothing is checked here, nothing is allocated, nothing is kept.
 #include "compare.cu"
 #include "hog.cu"
@@ -53,7 +54,20 @@ inline __attribute__((always_inline)) void launch(Kernel kernel, int blocks, Arg
 
 int divided_up(int a, int b) { return (a + b - 1) / b; }
 
+constexpr int64_t LAYOUT[] = {
+    sizeof(Axis),        sizeof(Colour),        sizeof(PrepareTables), sizeof(HogTables),
+    sizeof(ScaleTables), sizeof(CompareTables), sizeof(Comparison),    PREPARE_SAMPLES,
+    PREPARE_COLUMNS,     HOG_STRIP,             HOG_ORIENTATIONS,      GROUP,
+};
+
 }  // namespace
+
+// Fills `sizes` with what the tables must agree on, at most `capacity` numbers, and returns how many there are.
+extern "C" __attribute__((visibility("default"))) int JOIN(redi_layout, REDI_ISA)(int64_t* sizes, int capacity) {
+  constexpr int count = sizeof(LAYOUT) / sizeof(LAYOUT[0]);
+  for (int i = 0; i < count && i < capacity; i++) sizes[i] = LAYOUT[i];
+  return count;
+}
 
 API(redi_prepare)(const PrepareTables* p, const uint8_t* pixels, int64_t stride, float* x, float* grey) {
   const int blocks = p->height * divided_up(p->width, p->strip);

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -134,3 +135,62 @@ def test_a_device_that_is_not_there(spec: str, path: str) -> None:
     with pytest.raises(CameraError, match=f"cannot open camera {path}") as caught:
         open_camera(spec)
     assert "cameras on this machine" in caught.value.hint
+
+
+@pytest.mark.timeout(60)
+def test_links_that_lead_back_end(folder: Path, new_slot: NewSlot) -> None:
+    # Followed, two of them make 2^40 paths.
+    for place in (folder, folder / "good"):
+        for name in ("back", "again"):
+            (place / name).symlink_to(folder, target_is_directory=True)
+    (folder / "good" / "itself.png").symlink_to("itself.png")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "x.png").touch()
+    for spec in (f"{folder}/**/*.png", f"{folder}/**"):
+        with open_camera(spec) as camera:
+            frames = drain(camera, new_slot())
+        assert [meta.source for meta, _ in frames] == [
+            "broken_small/002.png", "broken_small/010.png", "good/000.png", "good/001.png",
+        ]  # fmt: skip
+    with open_camera(str(folder)) as camera:
+        errors = [meta.error for meta, _ in drain(camera, new_slot()) if meta.error]
+    assert len(errors) == 1
+    assert "itself.png" in errors[0]
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_among_images_is_a_frame_in_error(folder: Path, new_slot: NewSlot) -> None:
+    os.mkfifo(folder / "good" / "pipe.png")
+    with open_camera(str(folder)) as camera:
+        frames = drain(camera, new_slot())
+    assert [meta.source for meta, _ in frames if meta.error] == ["good/pipe.png"]
+    assert len(frames) == 5
+
+
+def test_a_pattern_that_cannot_be_searched_is_named(folder: Path) -> None:
+    with pytest.raises(CameraError, match=r"a\*\*b"):
+        open_camera(f"{folder}/a**b/*.png")
+
+
+def test_a_folder_that_may_not_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("good"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(CameraError, match="good: Permission denied"):
+        open_camera(str(folder))
+
+
+def test_a_frame_too_large_to_inspect_does_not_grow_the_slot(folder: Path, new_slot: NewSlot) -> None:
+    cv2.imwrite(str(folder / "good" / "wide.png"), np.zeros((1, 20_000), np.uint8))
+    slot = new_slot()
+    held = slot.memory.size
+    with open_camera(str(folder / "good" / "wide.png")) as camera:
+        ((meta, _),) = drain(camera, slot)
+    assert meta.error is not None
+    assert "20000 x 1" in meta.error
+    assert slot.memory.size == held

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -139,11 +140,12 @@ def test_a_stream_that_flows_falls_silent_and_is_lost(server: MjpegServer, new_s
     assert "secret" not in str(caught.value)
 
 
-def test_a_stream_that_cannot_be_reached_does_not_give_the_password_away() -> None:
+@pytest.mark.parametrize("password", ["secret", "a@secret", "secret@b"])
+def test_a_stream_that_cannot_be_reached_does_not_give_the_password_away(password: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     with pytest.raises(CameraError, match=f"cannot open stream http://127.0.0.1:{port}/") as caught:
-        open_camera(f"http://user:secret@127.0.0.1:{port}/")
+        open_camera(f"http://user:{password}@127.0.0.1:{port}/")
     assert "secret" not in str(caught.value)
 
 
@@ -240,3 +242,29 @@ def test_closing_does_not_wait_for_a_driver_that_hangs(device: StubDevice, new_s
         camera.capture(new_slot(), LONG)
     device.let_go(True)
     assert device.released.wait(LONG)
+
+
+@pytest.mark.parametrize(
+    "frame", [np.zeros((4, 6), np.uint16), np.zeros((4, 6, 2), np.uint8), np.zeros((4, 6, 4), np.uint8)]
+)
+def test_a_frame_of_other_samples_is_in_error_and_the_line_goes_on(
+    frame: Any, device: StubDevice, new_slot: NewSlot
+) -> None:
+    slot = new_slot()
+    with LiveCamera("cam0", device, "/dev/video0") as camera:
+        device.frame = frame
+        device.let_go(True)
+        assert camera.capture(slot, LONG)
+        assert str(frame.dtype) in str(slot.meta.error)
+        assert str(frame.shape) in str(slot.meta.error)
+        assert slot.pixels.size == 0
+        device.frame = np.full((4, 6, 1), 9, np.uint8)
+        device.let_go(True)
+        assert camera.capture(slot, LONG)
+        assert (slot.meta.error, slot.meta.frame_id, slot.pixels.shape) == (None, 1, (4, 6))
+
+
+def test_a_video_whose_name_is_no_text_is_refused(video: Path) -> None:
+    odd = video.rename(video.with_name(os.fsdecode(b"caf\xe9.avi")))
+    with pytest.raises(CameraError, match="not UTF-8"):
+        open_camera(str(odd))

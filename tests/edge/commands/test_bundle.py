@@ -85,6 +85,14 @@ def test_unpack_never_follows_a_link_out_of_the_folder(bundle_path, tmp_path):
     assert list(outside.iterdir()) == []
 
 
+def test_unpack_replaces_a_link_to_itself(bundle_path, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "core.onnx").symlink_to("core.onnx")
+    assert main(["unpack", str(bundle_path), str(folder), "--force"]) == 0
+    assert (folder / "core.onnx").is_file()
+
+
 def test_unpack_into_a_file(bundle_path, tmp_path):
     (tmp_path / "file").touch()
     assert main(["unpack", str(bundle_path), str(tmp_path / "file")]) == 2

@@ -17,6 +17,7 @@ import pytest
 
 from edge.commands.run import _parser, main
 from edge.events.codec import EventMessage, StatusMessage
+from edge.events.publisher import Publisher
 from edge.events.schema import Event
 from edge.events.subscriber import Subscriber
 from edge.inspection.portable import PRECISIONS
@@ -28,7 +29,7 @@ LIMIT_S = 60.0
 PRODUCT = TinyProduct()
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     """Start edge-run as its console script does."""
     return subprocess.Popen(
         [
@@ -38,7 +39,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
             *map(str, arguments),
         ],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         env={**os.environ, "OMP_WAIT_POLICY": "passive", "COLUMNS": "120"},
     )
@@ -148,6 +149,30 @@ def test_nan_from_the_core_is_a_fault(tiny: TinyBundle, tmp_path: Path, endpoint
     assert events[0].score == events[2].score
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_last_events_leave_cuts_none_off(
+    tiny: TinyBundle, folder: Path, endpoint: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = Publisher.close
+
+    def interrupted(publisher: Publisher) -> None:
+        signal.raise_signal(number)
+        close(publisher)
+
+    monkeypatch.setattr(Publisher, "close", interrupted)
+    assert main(run_with(tiny, folder, publish=endpoint)) == 0
+
+
+def test_a_log_that_nobody_reads_any_more_does_not_stop_the_line(tiny: TinyBundle, folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start(*run_with(tiny, folder), "--json", stderr=writer)
+    os.close(writer)
+    out, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0
+    assert json.loads(out)["frames"] == 8
+
+
 def damaged(tiny: TinyBundle, tmp_path: Path) -> Path:
     path = tmp_path / "damaged.plan"
     data = tiny.path.read_bytes()
@@ -246,7 +271,15 @@ def test_signal_handlers_are_put_back(tiny: TinyBundle, folder: Path, capsys: py
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("count", 0), ("count", "x"), ("threads", -1), ("threshold", "nan"), ("threshold", -1), ("slots", 0)],
+    [
+        ("count", 0),
+        ("count", "x"),
+        ("threads", -1),
+        ("threshold", "nan"),
+        ("threshold", -1),
+        ("slots", 2),
+        ("slots", 65),
+    ],
 )
 def test_senseless_numbers_are_refused(
     tiny: TinyBundle, folder: Path, option: str, value: Any, capsys: pytest.CaptureFixture[str]
@@ -267,3 +300,42 @@ def test_the_choices_are_those_of_the_runtimes() -> None:
     actions = {action.dest: action for action in _parser()._actions}
     assert actions["runtime"].choices == RUNTIMES
     assert actions["precision"].choices == PRECISIONS
+
+
+def test_names_that_are_no_text_get_their_events(tiny: TinyBundle, tmp_path: Path, endpoint: str) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    cv2.imwrite(str(parts / "part1.png"), PRODUCT.defective(1))
+    (parts / "part1.png").rename(parts / os.fsdecode(b"caf\xe9 [red].png"))
+    (parts / os.fsdecode(b"d\xe9.png")).write_bytes(b"no image")
+    with Subscriber(endpoint) as subscriber:
+        process = start(
+            *run_with(tiny, parts, publish=endpoint, save=tmp_path / "found"),
+        )
+        events = receive(subscriber)
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert [(event.source, event.verdict) for event in events] == [
+        ("caf\\udce9 [red].png", Verdict.NG), ("d\\udce9.png", Verdict.FAULT),
+    ]  # fmt: skip
+    assert "d\\udce9.png" in events[1].reason
+    assert len(list((tmp_path / "found").iterdir())) == 1
+
+
+def test_a_full_disk_ends_the_saving_and_leaves_no_part_of_a_picture(
+    tiny: TinyBundle, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("edge.files.os.replace", full)
+    assert main([*run_with(tiny, folder, save=tmp_path / "found"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["frames"] == 8
+    assert captured.err.count("No space left on device; no more pictures are saved") == 1
+    assert list((tmp_path / "found").iterdir()) == []
+
+
+def test_a_live_camera_gets_all_the_slots_it_needs(tiny: TinyBundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*run_with(tiny, Path("sim:rate=50,count=20"), slots=3), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["frames"] > 0

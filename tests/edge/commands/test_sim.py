@@ -73,6 +73,7 @@ def test_a_folder_in_use_is_left_alone_unless_forced(tmp_path: Path, capfd: pyte
         (["--defects", "2"], 2),
         (["--seed", "-4"], 2),
         (["--width", "20"], 2),
+        (["--height", "1000000"], 2),
     ],
 )
 def test_senseless_arguments(tmp_path: Path, extra: list[str], code: int) -> None:

@@ -203,6 +203,19 @@ def test_masks_and_overlays_are_saved(watch: Callable[..., None], publisher: Pub
         assert (read(overlays / name)[-64:] == 0).all(axis=2).mean() > 0.5
 
 
+def test_a_link_to_itself_is_an_image_that_is_not_found(
+    watch: Callable[..., None], publisher: Publisher, tmp_path: Path
+) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    overlays = tmp_path / "overlays"
+    watch(
+        lambda: publisher.publish(event(publisher, source="loop.png"), b""),
+        "--save-overlays", str(overlays), "--images", str(tmp_path),
+    )  # fmt: skip
+    (saved,) = overlays.iterdir()
+    assert not read(saved)[-64:].any()
+
+
 def test_parts_of_a_simulated_line_are_drawn_again(
     watch: Callable[..., None], publisher: Publisher, tmp_path: Path
 ) -> None:

@@ -122,3 +122,12 @@ def test_an_uninspected_slot_is_a_bug() -> None:
     slot.inspection = None
     with pytest.raises(RuntimeError, match="slot 3"):
         build(slot)
+
+
+def test_a_name_that_is_no_text_can_still_be_sent() -> None:
+    slot = inspected(Verdict.FAULT, reason="cannot read caf\udce9.png")
+    slot.meta.source = "caf\udce9.png"
+    message = decode_message(encode_event(*build(slot)))
+    assert isinstance(message, EventMessage)
+    assert message.event.source == "caf\\udce9.png"
+    assert message.event.reason == "cannot read caf\\udce9.png"

@@ -271,3 +271,9 @@ def test_a_file_in_the_sockets_place_is_kept(tmp_path: Path) -> None:
     with pytest.raises(EdgeError, match="no socket"):
         Publisher(f"ipc://{path}", camera="cam0")
     assert path.read_text() == "data"
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://caf\udce9:5560", "ipc:///tmp/caf\udce9", "tcp://a\n:1"])
+def test_an_endpoint_that_is_no_text_is_refused(endpoint: str) -> None:
+    with pytest.raises(PublishError, match="characters that no endpoint has"):
+        Publisher(endpoint, camera="cam0")

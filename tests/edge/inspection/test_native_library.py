@@ -80,3 +80,24 @@ def test_objects_in_several_threads_do_not_disturb_each_other():
     for a, b in zip(alone, together, strict=True):
         for left, right in zip(a, b, strict=True):
             np.testing.assert_array_equal(left, right)
+
+
+def test_tables_laid_out_otherwise_are_refused_before_any_call(monkeypatch):
+    for place in range(len(library._LAYOUT)):
+        other = list(library._LAYOUT)
+        other[place] += 8
+        monkeypatch.setattr(library, "_LAYOUT", tuple(other))
+        with pytest.raises(RuntimeUnavailableError, match="laid out otherwise") as caught:
+            library._library.__wrapped__()
+        assert "pip install" in caught.value.hint
+        monkeypatch.undo()
+    monkeypatch.setattr(library, "_LAYOUT", library._LAYOUT[:-1])
+    with pytest.raises(RuntimeUnavailableError, match="laid out otherwise"):
+        library._library.__wrapped__()
+
+
+def test_a_library_without_one_of_the_kernels_is_refused(monkeypatch):
+    monkeypatch.setattr(library, "_SIGNATURES", {**library._SIGNATURES, "redi_new": ()})
+    with pytest.raises(RuntimeUnavailableError, match="redi_new") as caught:
+        library._library.__wrapped__()
+    assert "pip install" in caught.value.hint

@@ -15,6 +15,7 @@ from edge.errors import BundleError, BundleMismatchError, RuntimeUnavailableErro
 from edge.frames import U8, PixelFormat, Slot
 from edge.inspection.portable import PortableRuntime, physical_cores
 from edge.inspection.runtime import STAGES, Outcome
+from edge.inspection.select import open_runtime
 from tests.tiny_bundle import TinyBundle, Weights, core_graph, write_tiny_bundle
 
 
@@ -163,6 +164,13 @@ def test_a_core_that_is_no_graph_is_one_clear_error(tmp_path: Path) -> None:
     assert "\n" not in caught.value.problem
 
 
+def test_a_graph_whose_names_are_no_text_is_one_clear_error(tmp_path: Path) -> None:
+    core = core_graph(Weights()).replace(b"prompt_level1", b"prompt_\xffevel1")
+    tiny = write_tiny_bundle(tmp_path / "redi.plan", core=core)
+    with Bundle.open(tiny.path) as bundle, pytest.raises(BundleError, match=r"redi\.plan: core\.onnx"):
+        PortableRuntime(bundle, threads=1)
+
+
 def test_precision_is_pinned_and_shown(tiny: TinyBundle) -> None:
     import openvino
 
@@ -179,7 +187,7 @@ def test_precision_is_pinned_and_shown(tiny: TinyBundle) -> None:
                 PortableRuntime(bundle, threads=1, precision="bf16")
 
 
-@pytest.mark.parametrize(("setting", "value"), [("threads", 0), ("precision", "int4")])
+@pytest.mark.parametrize(("setting", "value"), [("threads", 0), ("threads", 10**6), ("precision", "int4")])
 def test_senseless_settings_are_refused(tiny: TinyBundle, setting: str, value: object) -> None:
     with Bundle.open(tiny.path) as bundle, pytest.raises(UsageError, match=str(value)):
         PortableRuntime(bundle, **{setting: value})  # type: ignore[arg-type]
@@ -192,3 +200,11 @@ def test_physical_cores_are_those_that_the_process_may_use() -> None:
         "from edge.inspection.portable import physical_cores; print(physical_cores())"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "1"
+
+
+def test_a_machine_on_which_openvino_cannot_be_loaded(tiny: TinyBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "edge.inspection.portable")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with Bundle.open(tiny.path) as bundle, pytest.raises(RuntimeUnavailableError, match="OpenVINO") as caught:
+        open_runtime(bundle)
+    assert "pip install" in caught.value.hint
