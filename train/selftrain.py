@@ -38,7 +38,7 @@ class SelfPhase:
 
     name = "self-training"
 
-    def __init__(self, images: PreparedImages, crop: int = 128) -> None:
+    def __init__(self, images: PreparedImages, crop: int = 96) -> None:
         self.pretext = DensePretext().to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module: nn.Module = self.pretext
         self._images = images

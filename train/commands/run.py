@@ -36,9 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder; made, or resumed")
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=positive_number, metavar="M", help="fit the schedule to this much wall time")
-    budget.add_argument(
-        "--epochs", type=whole_number, metavar="N", help="passes over the images in the recover stage (30)"
-    )
+    budget.add_argument("--epochs", type=whole_number, metavar="N", help="passes of the recover stage (30)")
     p.add_argument("--seed", type=int, default=0, help="same seed, images and epochs: same model (0)")
     p.add_argument(
         "--weights",
@@ -79,6 +77,8 @@ def input_size(text: str) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = parser().parse_args(argv)
+    if args.seed < 0:
+        raise UsageError(f"--seed {args.seed}: a seed is not negative", "try 0")
     if args.batch < 2:
         raise UsageError(f"--batch {args.batch}: batch norms need at least 2 images", "try 8")
     height, width = input_size(args.size)

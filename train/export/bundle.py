@@ -52,7 +52,7 @@ def export_bundle(folder: RunFolder, out: Path, *, fp16: bool, golden_count: int
     config = trained.config
     samples = open_dataset(config.data, layout=config.layout, category=config.category).train
     step = max(1, len(samples) // golden_count)
-    chosen = [(utf8_text(s.path.stem), image) for s, image in load_images(samples[::step][:golden_count])]
+    chosen = [image for _, image in load_images(samples[::step][:golden_count])]
     frames = golden_images(chosen)
     with progress(transient=True) as bar:
         task = bar.add_task("exporting", total=3, note="scoring golden frames")

@@ -11,13 +11,13 @@ from edge.frames import U8
 GOLDEN_SIDE = 512
 
 
-def golden_images(images: list[tuple[str, U8]]) -> list[tuple[str, U8]]:
-    """From a few good BGR images, return them and as many altered ones, so that high scores are pinned too.
+def golden_images(images: list[U8]) -> list[tuple[str, U8]]:
+    """From a few good BGR images, return them and as many altered ones, named, so that high scores are pinned too.
 
     Each altered image has a dark disc and a bright scratch, at a place that depends on its position in the list only.
     """
     golden = []
-    for place, (name, image) in enumerate(images):
+    for place, image in enumerate(images):
         height, width = image.shape[:2]
         scale = GOLDEN_SIDE / max(height, width)
         if scale < 1:
@@ -30,5 +30,5 @@ def golden_images(images: list[tuple[str, U8]]) -> list[tuple[str, U8]]:
         cv2.circle(altered, (x, y), max(2, min(width, height) // 16), (25, 30, 35), -1, cv2.LINE_AA)
         end = (int(rng.uniform(0.2, 0.8) * width), int(rng.uniform(0.2, 0.8) * height))
         cv2.line(altered, (width - x, y), end, (235, 240, 245), max(1, width // 128), cv2.LINE_AA)
-        golden += [(f"good_{place}_{name}", image), (f"altered_{place}_{name}", altered)]
+        golden += [(f"good_{place}", image), (f"altered_{place}", altered)]
     return golden

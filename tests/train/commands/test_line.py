@@ -166,9 +166,9 @@ def test_defects_of_the_simulated_line_are_found_without_any_download(tmp_path: 
 
     folder = tmp_path / "parts"
     sizes = ["--width", "192", "--height", "192"]
-    assert simulate([str(folder), "--train", "40", "--test", "0", "--good", "0", *sizes]) == 0
+    assert simulate([str(folder), "--train", "80", "--test", "0", "--good", "0", *sizes]) == 0
     out = tmp_path / "run"
-    assert run([str(folder), "--out", str(out), "--weights", "self", "--minutes", "1.2", "--size", "128"]) == 0
+    assert run([str(folder), "--out", str(out), "--weights", "self", "--epochs", "10", "--size", "128"]) == 0
     scorer = load_trained(RunFolder(out)).scorer()
     line = SimLine(seed=9, width=192, height=192)
     kinds = ["good"] * 20 + ["missing_hole", "stain", "particle", "dent"] * 5
@@ -187,7 +187,7 @@ def test_real_bottles_are_told_apart(tmp_path: Path) -> None:
     if not weights.is_file():
         pytest.skip("no ImageNet weights here")
     out = tmp_path / "run"
-    options = ["--weights", str(weights), "--minutes", "1.5", "--size", "128"]
+    options = ["--weights", str(weights), "--epochs", "4", "--size", "128"]
     assert run([str(SHARED / "bottle"), "--out", str(out), *options]) == 0
     evaluation = evaluate_set(load_trained(RunFolder(out)).scorer(), open_dataset(SHARED / "bottle"), progress=False)
     assert evaluation.metrics.image_auroc is not None
