@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
+import importlib.util
 import io
 import math
 import os
@@ -19,7 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from edge import __version__
-from edge.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EdgeError
+from edge.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EdgeError, UsageError
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -108,6 +109,20 @@ def progress(transient: bool = False) -> Progress:
         console=console,
         transient=transient,
     )
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Refuse to go on where modules of an optional extra are not installed, saying how to get them.
+
+    Raises:
+        UsageError: at least one is missing.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"this command needs {', '.join(missing)}, which a station installs without",
+            f"pip install 'redi-edge[{extra}]'",
+        )
 
 
 def whole_number(text: str) -> int:

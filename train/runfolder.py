@@ -41,9 +41,17 @@ class RunFolder:
         """Whether settings were written."""
         return (self.path / "config.json").is_file()
 
+    @property
+    def _learnt(self) -> bool:
+        """Whether there is anything that other settings would spoil."""
+        return any((self.path / name).is_file() for name in ("backbone.pth", "checkpoint.pt", "model.pt"))
+
     def begin(self, config: TrainConfig) -> None:
-        """Make the folder and record `config`, or check that it is the one already recorded."""
-        if self.started:
+        """Make the folder and record `config`, or check that it is the one already recorded.
+
+        Settings of an attempt that ended before anything was learnt, such as one with a wrong `--weights`, bind nobody.
+        """
+        if self.started and self._learnt:
             recorded = self.config()
             for field in TrainConfig.__struct_fields__:
                 old, new = getattr(recorded, field), getattr(config, field)
@@ -55,7 +63,7 @@ class RunFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if any(self.path.iterdir()):
+            if not self.started and any(self.path.iterdir()):
                 raise TrainingError(f"{self.path}: not empty and not a run", "choose another --out")
             self._replace("config.json", msgspec.json.format(msgspec.json.encode(config), indent=2))
         except OSError as error:

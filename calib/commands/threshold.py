@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from calib.calibrate import Request, calibrate, warnings_for
 from calib.scoring import GoodScores, good_images, score_images
 from calib.threshold import MAX_PIXEL_RATE, METHODS, Decision
 from edge.bundle import Bundle, set_calibration
-from edge.cli import command, console, output_console, positive_number, progress
+from edge.cli import command, console, output_console, positive_number, progress, require_extra
 from edge.errors import EdgeError, UsageError
 from edge.files import atomic_write
 from edge.manifest import Calibration
@@ -43,7 +42,7 @@ exit codes: 0 calibrated, 1 calibrated but the picture cannot be written, 2 bad 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `calib-threshold`."""
     arguments = _parser().parse_args(argv)
-    _require_extra()
+    require_extra("calib", "scipy", "matplotlib")
     path: Path = arguments.bundle
     plot: Path = arguments.plot or path.with_name(path.name + ".calibration.png")
     _check_places(path, plot)
@@ -133,15 +132,6 @@ def _count(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
-
-
-def _require_extra() -> None:
-    missing = [name for name in ("scipy", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"calib-threshold needs {' and '.join(missing)}, which a station installs without",
-            "pip install 'redi-edge[calib]'",
-        )
 
 
 def _check_places(bundle: Path, plot: Path) -> None:

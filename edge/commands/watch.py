@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _verdicts(text: str) -> frozenset[Verdict]:
     try:
-        return frozenset(Verdict(part.strip()) for part in text.split(","))
+        return frozenset(Verdict(part.strip().lower()) for part in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: use ok, ng, late, fault, separated by commas") from error
 

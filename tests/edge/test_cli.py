@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from edge.cli import command
+from edge.cli import command, require_extra
+from edge.errors import UsageError
 
 START = "import sys; from edge.commands.bundle import main; sys.exit(main())"
 
@@ -90,3 +91,10 @@ def test_a_bug_is_one_line_even_where_its_details_cannot_be_saved(
     assert err.startswith("internal error: ZeroDivisionError: of [caf")
     assert "cannot be saved" in err
     assert "Traceback" not in err
+
+
+def test_a_missing_extra_is_named_with_the_way_to_get_it() -> None:
+    require_extra("train", "json", "sys")
+    with pytest.raises(UsageError, match="no_such_module_1, no_such_module_2") as caught:
+        require_extra("train", "json", "no_such_module_1", "no_such_module_2")
+    assert caught.value.hint == "pip install 'redi-edge[train]'"

@@ -195,3 +195,23 @@ def test_one_image_is_too_few(tmp_path: Path, tiny_photos: Path, random_weights:
     (single / "a.png").write_bytes((tiny_photos / "good0.png").read_bytes())
     with pytest.raises(DataError, match="1 readable training image"):
         train(RunFolder(tmp_path / "run"), config(single, random_weights))
+
+
+def test_training_in_bf16_learns_too(
+    tmp_path: Path, tiny_photos: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "mixed_precision", lambda device: torch.bfloat16)
+    train(RunFolder(tmp_path / "one"), config(tiny_photos, Path("self"), epochs=1))
+    train(RunFolder(tmp_path / "many"), config(tiny_photos, Path("self"), epochs=8))
+    losses = [
+        RunFolder(tmp_path / name).read_json("run.json")["phases"]["discriminate"]["loss"] for name in ("one", "many")
+    ]
+    assert losses[1] < 0.8 * losses[0]
+    assert all(bool(torch.isfinite(value).all()) for value in weights_of(tmp_path / "many").values())
+
+
+def test_a_gpu_that_is_not_there_is_said(tmp_path: Path, tiny_photos: Path, random_weights: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(TrainingError, match="no CUDA GPU"):
+        train(RunFolder(tmp_path / "run"), config(tiny_photos, random_weights), "cuda")

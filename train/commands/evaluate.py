@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from edge.cli import command, console, output_console
+from edge.cli import command, console, output_console, require_extra
+from train.commands import NEEDED
 
 if TYPE_CHECKING:
     from train.evaluate import Evaluation, Scorer
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = parser().parse_args(argv)
+    require_extra("train", *NEEDED)
 
     from train.datasets import open_dataset
     from train.evaluate import evaluate

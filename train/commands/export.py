@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge.cli import command, console
+from edge.cli import command, console, require_extra
+from train.commands import NEEDED
 
 EPILOG = """\
 examples:
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = parser().parse_args(argv)
+    require_extra("train", *NEEDED)
 
     from train.export.bundle import export_bundle
     from train.runfolder import RunFolder

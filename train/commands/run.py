@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge.cli import command, console, positive_number, whole_number
+from edge.cli import command, console, positive_number, require_extra, whole_number
 from edge.errors import UsageError
 from edge.manifest import InputSpec
+from train.commands import NEEDED
 
 EPILOG = """\
 examples:
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.batch < 2:
         raise UsageError(f"--batch {args.batch}: batch norms need at least 2 images", "try 8")
     height, width = input_size(args.size)
+    require_extra("train", *NEEDED)
 
     import torch
 
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     train(
         folder,
         TrainConfig(
-            data=args.data,
+            data=str(Path(args.data).resolve()),
             category=args.category,
             layout=args.layout,
             weights=args.weights,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from edge.manifest import CompareSpec, CoreSpec, InputSpec, MapSpec, ModelSpec
@@ -52,14 +51,6 @@ class ReDi(nn.Module):
     def spec(self, precision: str = "fp32") -> ModelSpec:
         """Describe this model for the bundle."""
         size = self.input_spec
-        prompt = {}
-        with torch.no_grad():
-            cells = (size.height // self.map_spec.cell, size.width // self.map_spec.cell)
-            encoded = self.recover.prompt(
-                torch.zeros(1, 3, size.height, size.width), torch.zeros(1, self.map_spec.orientations, *cells)
-            )
-        for name, value in zip(PromptFeatures._fields, encoded, strict=True):
-            prompt[name] = tuple(value.shape[1:])
         # Smoothing and top-k are stated for 256 x 256 and keep covering the same part of the image.
         side = math.sqrt(size.height * size.width) / 256
         scales = tuple((channels, size.height // stride, size.width // stride) for channels, stride in RESNET18_SCALES)
@@ -69,5 +60,5 @@ class ReDi(nn.Module):
             input=self.input_spec,
             map=self.map_spec,
             compare=CompareSpec(scales=scales, sigma=4.0 * side, top_k=max(1, round(100 * side * side))),
-            core=CoreSpec(precision=precision, uses_prompt=True, prompt_features=prompt),
+            core=CoreSpec(precision=precision, uses_prompt=True, prompt_features=self.recover.prompt_shapes._asdict()),
         )

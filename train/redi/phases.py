@@ -82,9 +82,12 @@ class FeatureCache:
         pairs = [self._rows[int(row)] for row in rows]
         sides = []
         for side in (0, 1):
-            scales = [torch.stack([pair[side][scale] for pair in pairs]) for scale in range(len(pairs[0][side]))]
-            on_device = [f.to(self._device).float() for f in scales]
-            sides.append([f.contiguous(memory_format=torch.channels_last) for f in on_device])
+            # Widened first: under bf16 autocast a CPU refuses to stack fp16.
+            scales = [
+                torch.stack([pair[side][scale].float() for pair in pairs]).to(self._device)
+                for scale in range(len(pairs[0][side]))
+            ]
+            sides.append([f.contiguous(memory_format=torch.channels_last) for f in scales])
         return sides[0], sides[1]
 
 

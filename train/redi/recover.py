@@ -24,6 +24,13 @@ class PromptFeatures(NamedTuple):
     value: Tensor
 
 
+class PromptShapes(NamedTuple):
+    """Shapes of one prompt's `PromptFeatures`, without the batch."""
+
+    key: tuple[int, int]
+    value: tuple[int, int]
+
+
 def conv_norm(inside: int, out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     """Convolution, batch norm, ReLU."""
     return nn.Sequential(
@@ -102,6 +109,7 @@ class Recover(nn.Module):
     ) -> None:
         super().__init__()
         self.cell = cell
+        self.prompt_shapes = PromptShapes((width, cells[0] * cells[1]), (cells[0] * cells[1], value_width))
         self.encoder = MapEncoder(map_channels, width, *cells)
         self.query = nn.Conv2d(width, width, 1)
         self.key = nn.Conv2d(width, width, 1)
