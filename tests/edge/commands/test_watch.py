@@ -138,7 +138,7 @@ def test_only_and_count(watch: Callable[..., None], publisher: Publisher, capsys
         for verdict in (Verdict.OK, Verdict.NG, Verdict.OK, Verdict.FAULT, Verdict.NG, Verdict.OK):
             publisher.publish(event(publisher, verdict), b"")
 
-    watch(script, "--json", "--only", "ng,fault", "--count", "2")
+    watch(script, "--json", "--only", "NG,fault", "--count", "2")
     out, err = capsys.readouterr()
     assert [each["seq"] for each in lines(out)] == [2, 4]
     assert "4 events: 2 ok, 1 ng, 0 late, 1 fault; 0 missing" in err

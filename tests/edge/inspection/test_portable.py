@@ -13,9 +13,10 @@ import pytest
 from edge.bundle import Bundle
 from edge.errors import BundleError, BundleMismatchError, RuntimeUnavailableError, UsageError
 from edge.frames import U8, PixelFormat, Slot
-from edge.inspection.portable import PortableRuntime, physical_cores
+from edge.inspection.portable import PortableRuntime
 from edge.inspection.runtime import STAGES, Outcome
 from edge.inspection.select import open_runtime
+from edge.machine import physical_cores
 from tests.tiny_bundle import TinyBundle, Weights, core_graph, write_tiny_bundle
 
 
@@ -197,7 +198,7 @@ def test_physical_cores_are_those_that_the_process_may_use() -> None:
     assert 1 <= physical_cores() <= len(os.sched_getaffinity(0))
     script = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "from edge.inspection.portable import physical_cores; print(physical_cores())"
+        "from edge.machine import physical_cores; print(physical_cores())"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "1"
 
