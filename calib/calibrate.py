@@ -72,7 +72,8 @@ def _decide(good: GoodScores, request: Request) -> Decision:
         if not good.trained:
             raise
         left_out = f"{len(good.trained)} image(s) were left out because the model was trained on them"
-        raise CalibrationError(f"{error.problem}; {left_out}", error.hint) from error
+        hint = error.hint or "photograph more good parts: those that the model was trained on score too low"
+        raise CalibrationError(f"{error.problem}; {left_out}", hint) from error
 
 
 def warnings_for(good: GoodScores, decision: Decision) -> list[str]:

@@ -92,7 +92,16 @@ def compare_with_truth(events: list[dict[str, Any]]) -> dict[str, Any] | None:
     for event in defective:
         if event["verdict"] == "ok":
             console.print(f"  missed: {truth[event['seq']]} ({event['source']}), score {event['score']:.3f}")
+    console.print(
+        "  (after minutes, on features learnt from these photographs alone; see README on --weights and time)"
+    )
     return max(found, key=lambda event: event["score"], default=None)
+
+
+def overlay_of(event: dict[str, Any], folder: Path) -> Path:
+    """Return the picture that `edge-watch --save-overlays` made of an event."""
+    # By boot and number, as the numbers in other parts' names may look alike.
+    return next(folder.glob(f"{event['boot_id'][:8]}-{event['seq']:07d}-*.png"))
 
 
 @command
@@ -126,11 +135,12 @@ def main(argv: list[str] | None = None) -> int:
     events = inspect_line(plan, out)
     best = compare_with_truth(events)
     if best is None:
-        raise EdgeError("no defect was found", f"train longer: {sys.argv[0]} --minutes 5")
+        raise EdgeError(
+            "no defect was found",
+            f"this machine was slow or busy; train longer: {sys.executable} {sys.argv[0]} --minutes 5",
+        )
     picture = out / "found-defect.png"
-    name = best["source"].replace("/", "-")
-    overlay = next(path for path in sorted((out / "overlays").iterdir()) if name.split("-")[-1] in path.name)
-    shutil.copyfile(overlay, picture)
+    shutil.copyfile(overlay_of(best, out / "overlays"), picture)
     if console.is_terminal:
         show_picture(picture)
     console.print(f"[bold]a defect that it found:[/] {picture}\n[bold]its event, as the subscriber printed it:[/]")

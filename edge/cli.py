@@ -108,6 +108,8 @@ def progress(transient: bool = False) -> Progress:
         TextColumn("{task.fields[note]}"),
         console=console,
         transient=transient,
+        # Where nobody watches, a bar that vanishes would leave an empty line.
+        disable=transient and not console.is_terminal,
     )
 
 

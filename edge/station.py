@@ -31,6 +31,10 @@ _WAIT_S = 0.25
 #: Memory of a slot at the start.  A slot that meets a larger frame grows once.
 _FRAME_BYTES = 1920 * 1080 * 3
 
+#: For `sys.setswitchinterval` where a station runs: a thread that comes back from a kernel or a wait must not stand
+#: behind another's Python code for the usual 5 ms.
+SWITCH_INTERVAL_S = 2e-4
+
 #: Pauses between attempts to open a lost camera again.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 

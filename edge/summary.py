@@ -46,6 +46,11 @@ class LatencyHistogram:
         position = int(np.searchsorted(np.cumsum(self._counts), max(rank, 1)))
         return min(_LOWEST_MS * math.exp(position * _STEP), self.max_ms)
 
+    def as_dict(self) -> dict[str, float]:
+        """Return p50, p95, p99 and max, in milliseconds."""
+        figures = {f"p{percent}": round(self.percentile(percent), 3) for percent in PERCENTILES}
+        return {**figures, "max": round(self.max_ms, 3)}
+
 
 class Summary:
     """Counts of one station's run, from its start."""
@@ -97,12 +102,7 @@ class Summary:
             **self.counters(),
             "rate_per_s": round(self.rate, 3),
             "latency_ms": {
-                stage: {
-                    **{f"p{percent}": round(histogram.percentile(percent), 3) for percent in PERCENTILES},
-                    "max": round(histogram.max_ms, 3),
-                }
-                for stage, histogram in self.latencies.items()
-                if histogram.count
+                stage: histogram.as_dict() for stage, histogram in self.latencies.items() if histogram.count
             },
         }
 

@@ -6,6 +6,7 @@ exported graph is what was trained against.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,7 +136,10 @@ def _read_state(path: Path) -> State:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise DataError(f"{path}: not a readable PyTorch state dict ({type(error).__name__})") from error
+        raise DataError(
+            f"{path}: not a readable PyTorch state dict ({type(error).__name__})",
+            "give a ResNet-18 state dict, saved by torch.save",
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -154,16 +158,18 @@ def _auto_weights() -> tuple[State, str]:
             return _read_state(path), f"cached {path.name}"
     reasons = []
     for library, load in (("torchvision", _from_torchvision), ("timm", _from_timm)):
+        if importlib.util.find_spec(library) is None:
+            reasons.append(f"{library} is not installed")
+            continue
         try:
             console.print(f"weights: asking {library} for ImageNet ResNet-18")
             return load(), f"{library} ImageNet-1k"
-        except ImportError:
-            reasons.append(f"{library} is not installed")
         except Exception as error:  # noqa: BLE001  a download may fail in any way; the next source is tried
             reasons.append(f"{library}: {type(error).__name__}")
     raise DataError(
         f"no ImageNet weights: nothing cached in {cache_folder()}, {', '.join(reasons)}",
-        "use --weights FILE (a ResNet-18 state dict), or --weights self (features learnt on your own images)",
+        "with network, pip install torchvision; else use --weights FILE (a ResNet-18 state dict), "
+        "or --weights self (features learnt on your own images)",
     )
 
 

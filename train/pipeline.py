@@ -50,11 +50,14 @@ def train(folder: RunFolder, config: TrainConfig, device_name: str = "auto") -> 
     torch.manual_seed(config.seed)
     saved = folder.load("checkpoint.pt") or {}
     budget = Budget(config.minutes, float(saved.get("spent", 0.0)))
+    # Before the images, which may take minutes: weights that are not there are said at once.
+    ready = _ready_backbone(folder, config)
     images = prepare(dataset.train, config.input, config.map, device)
     with SummaryWriter(str(folder.path / "log")) as log:
         trainer = Trainer(folder, config, budget, log, device)
         trainer.history.update(saved.get("history", {}))
-        backbone, weights = _backbone(trainer, images, saved)
+        backbone, weights = ready or _self_trained(trainer, images)
+        folder.save("backbone.pth", {"state": backbone.state_dict(), "source": weights})
         model = ReDi(backbone, config.input, config.map).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         bank = k_centre(images.descriptors, config.prompts)
         prompts = assign_prompts(images.descriptors, bank, config.prompt_choices)
@@ -63,22 +66,24 @@ def train(folder: RunFolder, config: TrainConfig, device_name: str = "auto") -> 
     _finish(trainer, model, images, bank, weights, dataset.digest())
 
 
-def _backbone(trainer: Trainer, images: PreparedImages, saved: dict[str, Any]) -> tuple[ResNet18, str]:
-    folder, config = trainer.folder, trainer.config
+def _ready_backbone(folder: RunFolder, config: TrainConfig) -> tuple[ResNet18, str] | None:
+    """Return the extractor that this run already has, or was given, and its provenance; None: it is to be learnt."""
     stored = folder.load("backbone.pth")
     if stored is not None:
         return backbone_from_state(stored["state"], str(folder.path / "backbone.pth")), str(stored["source"])
-    if config.weights != "self":
-        state, source = load_weights(config.weights)
-    else:
-        phase = SelfPhase(images)
-        torch.manual_seed(config.seed)
-        plan = trainer.plan(len(images), SELF_EPOCHS * (config.epochs or DEFAULT_EPOCHS), SELF_SHARE)
-        trainer.run_phase(phase, len(images), plan, {}, salt=1)
-        state, source = phase.folded(), "learnt on the training images"
-    backbone = backbone_from_state(state, config.weights)
-    folder.save("backbone.pth", {"state": backbone.state_dict(), "source": source})
-    return backbone, source
+    if config.weights == "self":
+        return None
+    state, source = load_weights(config.weights)
+    return backbone_from_state(state, config.weights), source
+
+
+def _self_trained(trainer: Trainer, images: PreparedImages) -> tuple[ResNet18, str]:
+    config = trainer.config
+    phase = SelfPhase(images)
+    torch.manual_seed(config.seed)
+    plan = trainer.plan(len(images), SELF_EPOCHS * (config.epochs or DEFAULT_EPOCHS), SELF_SHARE)
+    trainer.run_phase(phase, len(images), plan, {}, salt=1)
+    return backbone_from_state(phase.folded(), config.weights), "learnt on the training images"
 
 
 def _recover(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ wanted false-reject rate, choose the pixel threshold for the mask, and store bot
 bundle is not touched: calibrate as often as you like."""
 
 _EPILOG = """\
+example: calib-threshold redi.plan --good photos/calibration --false-reject 0.01
+
 methods:
   order      no assumption about the scores; needs many images (2995 for 0.001 at 0.95 confidence)
   tolerance  assumes that ln(score) is normal and tests it; needs 1 / (20 rate) images (50 for 0.001)
@@ -114,24 +117,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _rate(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1, such as 0.01 for 1 %")
     return value
 
 
 def _pixel_rate(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value <= MAX_PIXEL_RATE:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and up to {MAX_PIXEL_RATE:g}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to {MAX_PIXEL_RATE:g}")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
 
 
 def _check_places(bundle: Path, plot: Path) -> None:

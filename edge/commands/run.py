@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from edge.station import Station
     from edge.summary import Summary
 
-_SWITCH_INTERVAL_S = 2e-4
 _END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _EPILOG = f"""\
@@ -39,7 +38,8 @@ cameras:
   0, /dev/video0               a device
   rtsp://…, line.mp4           a stream, a video file
   part.png, FOLDER, 'a/*.png'  images, in natural order; each gets exactly one event
-  sim:, sim:seed=3,count=100   the simulated line
+  sim:, sim:seed=3,count=100   the simulated line; its options: seed, count, rate (parts/s), defects (share),
+                               width, height, product
 
 A live camera is never waited for: the newest frame is inspected, those that came meanwhile are skipped and counted.
 A live camera that is lost is opened again, after pauses of 0.5 s to 8 s.  A frame that cannot be inspected gets the
@@ -69,10 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from edge.cameras.open import open_camera
     from edge.events.publisher import Publisher
     from edge.inspection.inspector import Inspector
-    from edge.station import Station
+    from edge.station import SWITCH_INTERVAL_S, Station
 
-    # A thread that comes back from a kernel or a wait must not stand behind another's Python code for the usual 5 ms.
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with ExitStack() as stack:
         # Put back last: a signal must not cut off the events that still wait to leave when the publisher closes.
         stack.enter_context(_signal_handlers_kept())
@@ -262,6 +261,8 @@ class _OverlaySaver:
 def _progress(frames: int | None) -> Iterator[Callable[[Slot], None] | None]:
     """Show a progress bar where a person looks and the number of frames is known; yield what moves it on."""
     if frames is None or not console.is_terminal:
+        if console.is_terminal:
+            console.print("inspecting until Ctrl-C; edge-watch shows each verdict")
         yield None
         return
     verdicts: dict[str, int] = {}

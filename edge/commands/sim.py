@@ -92,6 +92,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Write a data set of simulated parts in MVTec AD layout: train/good, test/good, test/<kind>, "
         "ground_truth/<kind>/NNN_mask.png, and good/ with further good parts for calibration. "
         "No part is in two of them, nor among those that the camera `sim:` shows.",
+        epilog="example: edge-sim parts --train 100 --product tile.  exit codes: 0 written, 2 wrong arguments, "
+        "7 the folder is not empty or cannot be written",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--train", type=int, default=60, metavar="N", help="good parts to train on (%(default)s)")

@@ -23,12 +23,16 @@ NO_CONTRAST = 4
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """One golden frame on this runtime: the score now, the score recorded, `error` = their relative difference."""
+    """One golden frame on this runtime: the score now, the score recorded, `error` = their relative difference.
+
+    Where the frame could not be inspected, `reason` says why, `score` is NaN and `error` infinite.
+    """
 
     name: str
     score: float
     recorded: float
     error: float
+    reason: str = ""
 
 
 class Inspector:
@@ -135,26 +139,42 @@ class Inspector:
         """Return the inspection of a frame that could not be judged."""
         return Inspection(Verdict.FAULT, math.nan, math.nan, self.threshold, reason)
 
-    def verify_golden(self) -> list[GoldenResult]:
-        """Score the bundle's golden frames on this runtime.
-
-        Raises:
-            GoldenError: a score is further from the recorded one than the bundle's tolerance.
-        """
-        golden = self._bundle.golden
+    def score_golden(self) -> list[GoldenResult]:
+        """Score the bundle's golden frames on this runtime."""
         results = []
         slot = self.make_slots(1, 0)[0]
-        for frame in golden.frames:
+        for frame in self._bundle.golden.frames:
             image = self._bundle.golden_image(frame.name)
             height, width = image.shape[:2]
             slot.shape_pixels(height, width, PixelFormat.BGR8)[:] = image
             slot.meta = FrameMeta(source=frame.name)
             inspection = self.inspect(slot)
-            if inspection.verdict is Verdict.FAULT:
-                raise GoldenError(f"{self._bundle.path}: golden frame {frame.name}: {inspection.reason}")
             error = abs(inspection.score - frame.score) / max(abs(frame.score), 1e-6)
-            results.append(GoldenResult(frame.name, inspection.score, frame.score, error))
+            if inspection.verdict is Verdict.FAULT:
+                error = math.inf
+            results.append(GoldenResult(frame.name, inspection.score, frame.score, error, inspection.reason))
+        return results
+
+    def verify_golden(self) -> list[GoldenResult]:
+        """Score the bundle's golden frames on this runtime, and refuse scores that moved.
+
+        Raises:
+            GoldenError: a score is further from the recorded one than the bundle's tolerance.
+        """
+        results = self.score_golden()
+        self.check_golden(results)
+        return results
+
+    def check_golden(self, results: list[GoldenResult]) -> None:
+        """Refuse results of `score_golden` that are not what was recorded.
+
+        Raises:
+            GoldenError: a score is further from the recorded one than the bundle's tolerance.
+        """
+        golden = self._bundle.golden
         worst = max(results, key=lambda result: result.error, default=None)
+        if worst and worst.reason:
+            raise GoldenError(f"{self._bundle.path}: golden frame {worst.name}: {worst.reason}")
         if worst and not worst.error <= golden.tolerance:
             raise GoldenError(
                 f"{self._bundle.path}: golden frame {worst.name} scores {worst.score:.5g} here, "
@@ -162,7 +182,6 @@ class Inspector:
                 f"({self._runtime.describe})",
                 "use --precision f32, or export the run again with this release",
             )
-        return results
 
     def close(self) -> None:
         """Free the model."""

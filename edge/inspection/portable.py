@@ -7,10 +7,8 @@ another, already made view of the bank: a pointer moves, no data does.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
@@ -22,6 +20,7 @@ from edge.frames import F32, Slot, aligned_bytes, aligned_f32
 from edge.inspection.native import Comparer, Preprocessor
 from edge.inspection.prompts import PromptBank
 from edge.inspection.runtime import Outcome
+from edge.machine import physical_cores
 
 #: Arithmetic of the core, by its name on the command line.
 PRECISIONS = ("f32", "bf16")
@@ -154,15 +153,6 @@ class PortableRuntime:
         """Free the model; the slots' memory stays valid as long as it is referenced."""
         self._prompts.clear()
         self._request = self._compiled = None
-
-
-def physical_cores() -> int:
-    """Return how many cores this process may use, hyper-threads of one core counted once."""
-    cores = set()
-    for cpu in os.sched_getaffinity(0):
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
-    return len(cores)
 
 
 def core_settings(threads: int, precision: str) -> dict[str, Any]:

@@ -10,6 +10,11 @@ from edge.inspection.runtime import Runtime
 RUNTIMES = ("auto", "portable", "cuda")
 
 
+def usable_runtimes() -> tuple[str, ...]:
+    """Return the names of the runtimes that this release has on this machine, the one that `auto` takes first."""
+    return ("portable",)
+
+
 def open_runtime(
     bundle: Bundle, name: str = "auto", *, threads: int | None = None, precision: str = "f32"
 ) -> tuple[Runtime, str]:

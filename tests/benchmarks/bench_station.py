@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,37 +28,11 @@ from rich.console import Console
 from rich.table import Table
 from skimage.feature import hog
 
+from edge.bench import WARM_UP, simulated_frames, time_station
 from edge.bundle import CORE, Bundle
-from edge.cameras.base import Camera, EndOfStream, place
-from edge.cameras.sim import SimLine
-from edge.events.publisher import Publisher
-from edge.events.subscriber import Subscriber
-from edge.frames import U8, Slot
-from edge.inspection.inspector import Inspector
-from edge.inspection.portable import core_settings, physical_cores
-from edge.station import Station
-
-WARM_UP = 10
-
-
-class MemoryCamera(Camera):
-    """Delivers prepared frames round and round, as fast as they are taken."""
-
-    def __init__(self, frames: Sequence[U8], count: int) -> None:
-        super().__init__("bench", live=False, total=count)
-        self._frames, self._next = frames, 0
-
-    def capture(self, slot: Slot, timeout_s: float) -> bool:
-        """Copy the next frame into the slot."""
-        if self._next == self.total:
-            raise EndOfStream
-        begin = time.monotonic_ns()
-        place(slot, self._frames[self._next % len(self._frames)])
-        slot.meta.source, slot.meta.frame_id = "bench", self._next
-        slot.meta.captured_ns, slot.meta.captured_at_ns = begin, time.time_ns()
-        slot.meta.capture_ms = (time.monotonic_ns() - begin) / 1e6
-        self._next += 1
-        return True
+from edge.frames import U8
+from edge.inspection.portable import core_settings
+from edge.machine import physical_cores
 
 
 def figures(values: Sequence[float]) -> dict[str, float]:
@@ -69,46 +42,15 @@ def figures(values: Sequence[float]) -> dict[str, float]:
     return {name: round(float(value), 3) for name, value in named.items()}
 
 
-def time_station(bundle: Bundle, frames: Sequence[U8], count: int, threads: int) -> dict[str, Any]:
+def station_figures(bundle: Bundle, frames: Sequence[U8], count: int, threads: int) -> dict[str, Any]:
     """Run the station over `count` frames after a warm-up and return its stages in milliseconds."""
-    stages: dict[str, list[float]] = {}
-    ends: list[float] = []
-
-    def note(slot: Slot) -> None:
-        ends.append(time.perf_counter())
-        if slot.inspection is not None:
-            for stage, ms in slot.inspection.latency_ms.items():
-                stages.setdefault(stage, []).append(ms)
-
-    with (
-        Publisher("tcp://127.0.0.1:*", camera="bench") as publisher,
-        Inspector(bundle, uncalibrated=True, threads=threads) as inspector,
-        Subscriber(publisher.endpoint) as subscriber,
-    ):
-        received: list[int] = []
-
-        def read() -> None:
-            while len(received) < count + WARM_UP and (message := subscriber.receive(30.0)) is not None:
-                if hasattr(message, "event"):
-                    received.append(message.event.seq)
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        publisher.settle()
-        Station(MemoryCamera(frames, count + WARM_UP), inspector, publisher, on_result=note).run()
-        reader.join()
-        runtime = inspector.describe
-    if received != list(range(1, count + WARM_UP + 1)):
-        raise SystemExit(f"{len(received)} of {count + WARM_UP} events arrived")
-    inspected = {stage: np.asarray(values[WARM_UP:]) for stage, values in stages.items()}
-    whole = inspected["before"] + inspected["core"] + inspected["after"]
-    periods = np.diff(ends[WARM_UP:]) * 1e3
+    timing = time_station(bundle, frames, count, threads=threads)
     return {
-        "what": runtime,
-        "frames_per_s": round(1e3 / float(np.median(periods)), 2),
-        "not_core": round(1 - float(np.median(inspected["core"] / whole)), 4),
-        "ms": {stage: figures(values) for stage, values in inspected.items() if stage != "queue"}
-        | {"inspection": figures(whole), "frame period": figures(periods)},
+        "what": timing.runtime,
+        "frames_per_s": round(timing.frames_per_s, 2),
+        "not_core": round(timing.not_core, 4),
+        "ms": {stage: figures(values) for stage, values in timing.stages.items()}
+        | {"inspection": figures(timing.total), "frame period": figures(timing.periods)},
     }
 
 
@@ -192,15 +134,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     cv2.setNumThreads(1)
-    line = SimLine(seed=0, width=options.side, height=options.side)
-    frames = [line.part(index).image for index in range(8)]
+    frames = simulated_frames(options.side)
     threads = options.threads or physical_cores()
     with (
         tempfile.TemporaryDirectory() as folder,
         Bundle.open(options.engine or random_bundle(Path(folder))) as bundle,
     ):
         results = [
-            time_station(bundle, frames, options.frames, threads),
+            station_figures(bundle, frames, options.frames, threads),
             time_libraries(bundle, frames, options.frames, threads),
         ]
     if options.json:

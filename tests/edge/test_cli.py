@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.cli import command, require_extra
+from edge.cli import command, progress, require_extra
 from edge.errors import UsageError
 
 START = "import sys; from edge.commands.bundle import main; sys.exit(main())"
@@ -98,3 +98,9 @@ def test_a_missing_extra_is_named_with_the_way_to_get_it() -> None:
     with pytest.raises(UsageError, match="no_such_module_1, no_such_module_2") as caught:
         require_extra("train", "json", "no_such_module_1", "no_such_module_2")
     assert caught.value.hint == "pip install 'redi-edge[train]'"
+
+
+def test_a_bar_that_vanishes_leaves_nothing_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(transient=True) as bar:
+        bar.advance(bar.add_task("reading", total=1, note=""))
+    assert capsys.readouterr().err == ""

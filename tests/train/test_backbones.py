@@ -88,3 +88,16 @@ def test_auto_without_cache_or_loader_names_the_other_ways(tmp_path: Path, monke
         load_weights("auto")
     assert "--weights FILE" in caught.value.hint
     assert "--weights self" in caught.value.hint
+
+
+def test_automatic_weights_that_cannot_be_had_say_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REDI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match="torchvision is not installed, timm is not installed") as caught:
+        load_weights("auto")
+    assert "pip install torchvision" in caught.value.hint
+    # Nothing is said to be asked that is not there.
+    assert capsys.readouterr().err == ""

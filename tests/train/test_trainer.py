@@ -174,6 +174,23 @@ def test_resuming_with_other_settings_is_refused(tiny_photos: Path, random_weigh
         train(RunFolder(unbroken), config(tiny_photos, random_weights, seed=5))
 
 
+def test_an_attempt_that_learnt_nothing_binds_nobody_to_its_settings(
+    tmp_path: Path, tiny_photos: Path, random_weights: Path
+) -> None:
+    out = RunFolder(tmp_path / "run")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "a.png").touch()
+    # The weights come first: reading the images may take minutes.
+    with pytest.raises(DataError, match="no such weights file"):
+        train(out, config(empty, tmp_path / "mistyped.pth"))
+    with pytest.raises(DataError, match="none of the 1 images can be read"):
+        train(out, config(empty, random_weights))
+    right = config(tiny_photos, random_weights)
+    out.begin(right)
+    assert out.config() == right
+
+
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path, tiny_photos: Path, random_weights: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(TrainingError, match="not empty"):

@@ -34,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("model", metavar="RUN", type=Path, help="the folder that train-run made, or a bundle")
     p.add_argument("data", metavar="DATA", type=Path, help="a data set with test images (see docs/datasets.md)")
-    p.add_argument("--layout", default="auto", help="data-set layout where it is not recognised (auto)")
+    p.add_argument(
+        "--layout", default="auto", help="mvtec, visa, kolektorsdd or kolektorsdd2, where it is not recognised (auto)"
+    )
     p.add_argument("--category", help="category of a data set that holds several")
     p.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
     p.add_argument("--report", type=Path, metavar="DIR", help="write an HTML report with curves and overlays")
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(evaluation.to_json())
     else:
-        _print_table(evaluation)
+        _print_table(evaluation, threshold)
     return 0
 
 
@@ -82,7 +84,7 @@ def _open(model: Path, stack: ExitStack) -> tuple[Scorer, float | None]:
     return BundleScorer(inspector), bundle.calibration.threshold if bundle.calibration else None
 
 
-def _print_table(evaluation: Evaluation) -> None:
+def _print_table(evaluation: Evaluation, threshold: float | None) -> None:
     summary = evaluation.summary()
     table = Table(title=f"{evaluation.dataset}: {len(evaluation.records)} images")
     table.add_column("metric")
@@ -92,6 +94,11 @@ def _print_table(evaluation: Evaluation) -> None:
             table.add_row(name, f"{value:.4f}")
         elif value is None:
             table.add_row(name, "—")
+    if threshold is not None:
+        for label, name in ((1, "defects rejected"), (0, "good parts rejected")):
+            scores = [record.score for record in evaluation.records if record.label == label]
+            rejected = sum(score > threshold for score in scores)
+            table.add_row(f"{name} at the threshold {threshold:.4g}", f"{rejected} of {len(scores)}")
     output_console().print(table)
     for skipped in evaluation.skipped:
         console.print(f"unreadable, skipped: {skipped}")

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder; made, or resumed")
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=positive_number, metavar="M", help="fit the schedule to this much wall time")
-    budget.add_argument("--epochs", type=whole_number, metavar="N", help="passes of the recover stage (30)")
+    budget.add_argument("--epochs", type=whole_number, metavar="N", help="passes of the recover stage (default: 30)")
     p.add_argument("--seed", type=int, default=0, help="same seed, images and epochs: same model (0)")
     p.add_argument(
         "--weights",
@@ -46,7 +46,11 @@ def parser() -> argparse.ArgumentParser:
         help="ImageNet weights from cache or download (auto), from a state dict (FILE), "
         "or features learnt on these images without any download (self)",
     )
-    p.add_argument("--layout", default="auto", help="data-set layout where it is not recognised (auto)")
+    p.add_argument(
+        "--layout",
+        default="auto",
+        help="mvtec, folder, visa, kolektorsdd or kolektorsdd2, where it is not recognised (auto)",
+    )
     p.add_argument("--category", help="category of a data set that holds several")
     p.add_argument("--size", default="256", metavar="S|WxH", help="input size, multiples of 32 (256)")
     p.add_argument("--prompts", type=whole_number, default=32, metavar="K", help="images in the prompt bank (32)")

@@ -43,7 +43,7 @@ def _recognise(root: Path) -> str:
     if mvtec and kolektorsdd2:
         raise DataError(
             f"{root} is both MVTec AD (images in train/good) and KolektorSDD2 (_GT images in train or test)",
-            "say which: layout 'mvtec' or 'kolektorsdd2'",
+            "say which: --layout mvtec or --layout kolektorsdd2",
         )
     if mvtec:
         return "mvtec"

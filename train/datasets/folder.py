@@ -35,12 +35,13 @@ def check_plain(root: Path) -> None:
     if split:
         raise DataError(
             f"{root} has {' and '.join(split)} but no good training images of a known layout",
-            f"if all images under it are good, say layout 'folder'; {ACCEPTED}",
+            f"if all images under it are good, give --layout folder; {ACCEPTED}",
         )
     good = [path for name, path in folders.items() if name in _GOOD_NAMES]
     others = [path.name for name, path in folders.items() if name not in _GOOD_NAMES and list_images(path, True)]
     if good and others:
         raise DataError(
-            f"{root} has {good[0].name} beside {', '.join(others)}: training takes good images only",
-            f"give {good[0]}, or say layout 'folder' if all of them are good",
+            f"{root} has {good[0].name} beside {', '.join(others)}: not all of its images may be good",
+            f"to train, give {good[0]}, or --layout folder if all of them are good; "
+            "to evaluate, sort them as docs/datasets.md says",
         )

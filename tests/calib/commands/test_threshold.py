@@ -147,10 +147,12 @@ def test_folders_and_pictures_that_cannot_be(plan, good, tmp_path, capsys, argum
         ("--false-reject", "0"),
         ("--false-reject", "1.5"),
         ("--false-reject", "nan"),
+        ("--false-reject", "1%"),
         ("--confidence", "95"),
         ("--pixel-rate", "0.5"),
         ("--pixel-size-mm", "-1"),
         ("--min-region-px", "-1"),
+        ("--min-region-px", "1.5"),
         ("--method", "guess"),
     ],
 )
@@ -158,7 +160,9 @@ def test_options_out_of_range(plan, good, option, capsys):
     with pytest.raises(SystemExit) as ended:
         main([str(plan), "--good", str(good), *option])
     assert ended.value.code == 2
-    assert option[0] in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert option[0] in err
+    assert "invalid _" not in err
 
 
 def test_no_bundle(tmp_path, good, capsys):

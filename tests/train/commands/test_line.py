@@ -123,6 +123,10 @@ def test_calibrate_and_inspect_the_simulated_line(
     camera = "sim:seed=3,count=10,width=128,height=96"
     assert edge_run(["--camera", camera, "--engine", str(calibrated), "--publish", "none", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
+    assert evaluate([str(calibrated), str(data)]) == 0
+    table = capsys.readouterr().out
+    assert "defects rejected at the threshold" in table
+    assert "of 4" in table
     assert summary["frames"] == 10
     assert summary["ok"] + summary["ng"] == 10
 
