@@ -326,10 +326,22 @@ def test_an_unwritable_folder_ends_with_1(publisher: Publisher, tmp_path: Path) 
     thread.join()
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    yield
+    for process in STARTED:
+        process.kill()
+        process.wait()
+    STARTED.clear()
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     code = "import sys; from edge.commands.watch import main; sys.exit(main())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -337,6 +349,8 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         cwd=ROOT,
         env=environment,
     )
+    STARTED.append(process)
+    return process
 
 
 def test_processes_that_wait_receive_the_first_event_at_once_and_end_on_ctrl_c(tmp_path: Path) -> None:

@@ -7,30 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from edge.errors import DataError
+from tests.train.datasets.trees import image, mask
 from train.datasets import Dataset, Sample, load_images, load_mask, open_dataset
 
 RNG = np.random.default_rng(5)
 SHARED = Path(os.environ.get("REDI_SHARED_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
-
-
-def image(path: Path, size: tuple[int, int] = (12, 10)) -> Path:
-    """Write a small colour image of (width, height) with the writer that the suffix names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = RNG.integers(0, 256, (size[1], size[0], 3), np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def mask(path: Path, size: tuple[int, int] = (12, 10), defect: bool = True) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.zeros((size[1], size[0]), np.uint8)
-    if defect:
-        pixels[2:6, 3:8] = 255
-    Image.fromarray(pixels).save(path)
-    return path
 
 
 def make_mvtec(root: Path) -> Path:
