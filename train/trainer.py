@@ -113,13 +113,18 @@ def learning_rate(fraction: float, peak: float) -> float:
     return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * fraction)))
 
 
+def steps_per_epoch(count: int, batch: int) -> int:
+    """Return how many full batches `count` images make, at least one."""
+    return max(1, count // min(batch, count))
+
+
 def batches(count: int, batch: int, seed: Sequence[int], start: int = 0) -> Iterator[NDArray[np.int64]]:
     """Yield batches of rows without end, from step `start` on, each epoch a permutation drawn from `(seed, epoch)`.
 
     Sets smaller than a batch are drawn whole.
     """
     size = min(batch, count)
-    per_epoch = max(1, count // size)
+    per_epoch = steps_per_epoch(count, batch)
     order = np.empty(0, np.int64)
     for step in itertools.count(start):
         epoch, place = divmod(step, per_epoch)
@@ -143,11 +148,7 @@ class Trainer:
         """Plan `epochs` passes over `count` images, or in a timed run, `share` of the time that is left."""
         if self.budget.minutes is not None:
             return Plan(seconds=max(0.0, self.budget.left() * share))
-        return Plan(steps=max(1, round(epochs * self.steps_per_epoch(count))))
-
-    def steps_per_epoch(self, count: int) -> int:
-        """Return how many full batches `count` images make, at least one."""
-        return max(1, count // min(self.config.batch, count))
+        return Plan(steps=max(1, round(epochs * steps_per_epoch(count, self.config.batch))))
 
     def run_phase(self, phase: Phase, count: int, plan: Plan, others: Mapping[str, Any], salt: int) -> None:
         """Train `phase.module` to the end of its plan, resuming where a checkpoint of this phase stands.
@@ -167,7 +168,7 @@ class Trainer:
             step, earlier, plan = int(saved["step"]), float(saved["elapsed"]), Plan(**saved["plan"])
             console.print(f"{phase.name}: resuming at step {step}")
         phase.module.train()
-        per_epoch = self.steps_per_epoch(count)
+        per_epoch = steps_per_epoch(count, self.config.batch)
         smoothed = math.nan
         seed = (self.config.seed, salt)
         begin = last_save = time.monotonic()
