@@ -22,16 +22,16 @@ class GoodScores:
     """What the good images say.
 
     Attributes:
+        pixels: of an anomaly map that the frame covers, the mean over the images.
         paths: of the distinct images that were scored.
         scores: their image scores.
         tails: the highest values of their anomaly maps (`calib.threshold.pixel_tail`).
-        pixels: in one anomaly map.
         skipped: unreadable images and why.
         trained: images that the model was trained on: it scores them too low to say anything of new parts.
         duplicates: images with the same pixels as an earlier one, with that one.
     """
 
-    pixels: int
+    pixels: float
     paths: list[Path] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     tails: list[NDArray[np.float32]] = field(default_factory=list)
@@ -62,8 +62,7 @@ def score_images(bundle: Bundle, paths: Sequence[Path] | Iterable[Path], pixel_r
     """
     from edge.inspection.inspector import Inspector
 
-    size = bundle.manifest.model.input
-    good = GoodScores(pixels=size.height * size.width)
+    good = GoodScores(pixels=0)
     seen: dict[str, Path] = {}
     with Inspector(bundle, uncalibrated=True) as inspector:
         slot = inspector.make_slots(1, 0)[0]
@@ -91,5 +90,6 @@ def score_images(bundle: Bundle, paths: Sequence[Path] | Iterable[Path], pixel_r
                 )
             good.paths.append(path)
             good.scores.append(inspection.score)
-            good.tails.append(pixel_tail(slot.anomaly_map, pixel_rate))
+            good.tails.append(pixel_tail(slot.frame_map, pixel_rate))
+            good.pixels += (slot.frame_map.size - good.pixels) / len(good.tails)
     return good

@@ -264,7 +264,7 @@ def pixel_tail(anomaly_map: NDArray[np.float32], pixel_rate: float) -> NDArray[n
 
 
 def choose_pixel_threshold(
-    tails: Sequence[NDArray[np.float32]], pixels: int, pixel_rate: float, threshold: float
+    tails: Sequence[NDArray[np.float32]], pixels: float, pixel_rate: float, threshold: float
 ) -> float:
     """Choose the map value that at most `pixel_rate` of good pixels exceed, never above `threshold`.
 
@@ -273,7 +273,7 @@ def choose_pixel_threshold(
 
     Args:
         tails: of each good image, from `pixel_tail`.
-        pixels: in one anomaly map.
+        pixels: of one anomaly map, or their mean.
         pixel_rate: share of good pixels that may be marked, above 0, at most 0.01.
         threshold: of the image score.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,13 +53,23 @@ class FrameMeta:
     error: str | None = None
 
 
+class Area(NamedTuple):
+    """Where a frame lies on its anomaly map and mask, in whole pixels; the rest is padding."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
 @dataclass
 class Slot:
     """One frame slot: memory allocated once and reused for every frame that passes through it.
 
     `memory` is a flat, 64-byte aligned uint8 buffer.  `pixels` is the view of it that the current frame occupies,
     shape `(height, width)` for mono8 and `(height, width, 3)` otherwise, C-contiguous.  `anomaly_map` is float32
-    `(H, W)` at the model's input size, `mask` is uint8 `(H, W // 8)`, rows packed as `numpy.packbits` does.
+    `(H, W)` at the size of the model's canvas, `mask` is uint8 `(H, W // 8)`, rows packed as `numpy.packbits` does;
+    the frame covers `area` of both, all of it where that is None.
     The ring hands a slot to one owner at a time: camera, then inspector, then publisher, then back.
     """
 
@@ -71,6 +81,26 @@ class Slot:
     pixel_format: PixelFormat = PixelFormat.BGR8
     meta: FrameMeta = field(default_factory=FrameMeta)
     inspection: Inspection | None = None
+    area: Area | None = None
+
+    @property
+    def frame_map(self) -> F32:
+        """The part of the anomaly map that covers the frame, a view."""
+        if self.area is None:
+            return self.anomaly_map
+        top, left, height, width = self.area
+        return self.anomaly_map[top : top + height, left : left + width]
+
+    @property
+    def frame_mask(self) -> U8:
+        """The part of the mask that covers the frame, one sample for each pixel: 0 or 1, of the shape of `frame_map`.
+
+        The bits are unpacked anew at each call.
+        """
+        if self.area is None:
+            return np.unpackbits(self.mask, axis=1)
+        top, left, height, width = self.area
+        return np.unpackbits(self.mask[top : top + height], axis=1)[:, left : left + width]
 
     def shape_pixels(self, height: int, width: int, pixel_format: PixelFormat) -> U8:
         """Point `pixels` at the first bytes of `memory` with this shape and return it, to be written in place.

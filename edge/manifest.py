@@ -16,6 +16,7 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     The frame is resized to `height` x `width` (both multiples of 32; area-weighted where it shrinks, bilinear where
     it grows), its samples put in the channel order `order`, then `X[c] = (value * scale - mean[c]) / std[c]`.
+    `CanvasSpec` says where this is done in tiles.
     """
 
     height: int = 256
@@ -26,11 +27,44 @@ class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
-class MapSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The self-generated map `H`: HOG cells, shape `(orientations, height / cell, width / cell)`, and its descriptor.
+class CanvasSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a frame becomes the canvas, and the canvas its tiles, each of them one network input.
 
-    `epsilon` is the L2-Hys regulariser in units of grey level 0–1, `clip` its ceiling.  The descriptor used to choose
-    a prompt is `H` average-pooled by `descriptor_pool` x `descriptor_pool` cells and scaled to unit length.
+    The canvas is `rows * height - (rows - 1) * overlap` pixels high, `height` being the input's, and likewise wide.
+    `fit`: `stretch` resizes the frame to it, `pad` keeps the frame's aspect, centres it and repeats its border around
+    it.  `overlap` is that of neighbouring tiles in pixels: a multiple of 32, at most half a tile.  The tiles' anomaly
+    maps are blended linearly where they overlap; what surrounds the frame is zero and counts for nothing.
+    """
+
+    fit: str = "stretch"
+    rows: int = 1
+    columns: int = 1
+    overlap: int = 0
+
+    @property
+    def tiles(self) -> int:
+        """How many there are, counted row by row."""
+        return self.rows * self.columns
+
+
+#: The whole frame as one network input.
+ONE_TILE = CanvasSpec()
+
+
+#: What the network can be shown of the test image: HOG, edges, local binary patterns, or grey averages, all by cell.
+MAP_KINDS = ("hog", "canny", "lbp", "lowpass")
+
+#: How an image's prompt is chosen from the bank: the entry whose descriptor is most similar, or any one, by content.
+PROMPT_CHOICES = ("nearest", "random")
+
+
+class MapSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The self-generated map `H`, shape `(channels, height / cell, width / cell)`, and the descriptor.
+
+    Of kind `hog` it comes from *before*, with `orientations` channels; `canny`, `lbp` and `lowpass` are computed from
+    `x` inside the core.  `epsilon` is HOG's L2-Hys regulariser in units of grey level 0–1, `clip` its ceiling.  The
+    descriptor used to choose a prompt is, for every kind, HOG average-pooled by `descriptor_pool` x `descriptor_pool`
+    cells and scaled to unit length.
     """
 
     kind: str = "hog"
@@ -44,7 +78,8 @@ class MapSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CompareSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The fused comparison: `map = Gaussian_sigma(sum_l Up_bilinear(1 - cos(F_X^l, F_Y^l)))`, score = top-k mean.
 
-    `scales` lists `(channels, height, width)` of each feature level, finest first.
+    `scales` lists `(channels, height, width)` of each feature level, finest first.  `top_k` counts pixels of the whole
+    map, however many tiles it has: a defect is as large on the canvas whether it lies in one tile or in two.
     """
 
     scales: tuple[tuple[int, int, int], ...]
@@ -55,19 +90,25 @@ class CompareSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CoreSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The network between *before* and *after*, a portable ONNX graph in the member `core.onnx`.
 
-    Inputs, batch 1: `x` `(1, 3, H, W)`; where `uses_prompt`, also `h` `(1, *map shape)` and one `prompt_NAME` per
-    entry of `prompt_features`, whose bank is the member `prompts/NAME.npy`, shape `(K, *shape)`, float32 or float16.
+    Inputs, batch 1: `x` `(1, 3, H, W)`; where `uses_map`, also `h` `(1, *HOG's shape)`; where `uses_prompt`, also one
+    `prompt_NAME` per entry of `prompt_features`, whose bank is the member `prompts/NAME.npy`, shape `(K, *shape)`,
+    float32 or float16.  `prompt_choice` is `nearest` (by descriptor) or `random` (drawn by the descriptor's bytes).
     Outputs: `fx_0 … fx_n`, `fy_0 … fy_n`, shape `(1, *scale)`, float32, in the order of `CompareSpec.scales`.
     `precision` is that of the graph's weights and arithmetic: `fp32` or `fp16` (mixed, with fp32 islands).
     """
 
     precision: str = "fp32"
+    uses_map: bool = True
     uses_prompt: bool = True
+    prompt_choice: str = "nearest"
     prompt_features: dict[str, tuple[int, ...]] = {}
 
 
 class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that a runtime must know of the model; `method` and `backbone` are for people."""
+    """All that a runtime must know of the model; `method` and `backbone` are for people.
+
+    Prompts are tiles like any other input, so that the bank may hold several of one image.
+    """
 
     method: str
     backbone: str
@@ -75,6 +116,7 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     map: MapSpec
     compare: CompareSpec
     core: CoreSpec
+    canvas: CanvasSpec = ONE_TILE
 
 
 class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,3 +186,14 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     tolerance: float
     frames: tuple[GoldenFrame, ...]
+
+
+class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who vouches for the bundle; member `signature.json`.  `edge.signing` says what is signed.
+
+    `key` and `signature` are hexadecimal, of 32 and 64 bytes; `algorithm` is `ed25519`.
+    """
+
+    algorithm: str
+    key: str
+    signature: str

@@ -9,7 +9,18 @@ import math
 from collections.abc import Sequence
 
 from edge.container import check_name
-from edge.manifest import Calibration, CompareSpec, CoreSpec, Golden, InputSpec, MapSpec, ModelSpec
+from edge.manifest import (
+    MAP_KINDS,
+    PROMPT_CHOICES,
+    Calibration,
+    CanvasSpec,
+    CompareSpec,
+    CoreSpec,
+    Golden,
+    InputSpec,
+    MapSpec,
+    ModelSpec,
+)
 
 #: Widest accepted side of the network input, and most channels, feature levels or array axes: far above any
 #: use, low enough that no allocation made from a bundle's numbers can exhaust the machine.
@@ -17,6 +28,7 @@ MAX_SIDE = 8192
 MAX_CHANNELS = 65_536
 MAX_LEVELS = 16
 MAX_AXES = 8
+MAX_TILES = 256
 
 #: Network strides reach 32, so that every level has whole pixels.
 SIZE_MULTIPLE = 32
@@ -25,13 +37,13 @@ RESERVED_FEATURES = frozenset({"descriptors", "names"})
 
 
 def map_shape(model: ModelSpec) -> tuple[int, int, int]:
-    """Shape of the self-generated map `H`: `(orientations, cell rows, cell columns)`."""
+    """Shape of HOG as *before* makes it: `(orientations, cell rows, cell columns)`."""
     cell = model.map.cell
     return model.map.orientations, model.input.height // cell, model.input.width // cell
 
 
 def descriptor_size(model: ModelSpec) -> int:
-    """Length of the descriptor made from `H`."""
+    """Length of the descriptor made from HOG."""
     orientations, rows, columns = map_shape(model)
     pool = model.map.descriptor_pool
     return orientations * (rows // pool) * (columns // pool)
@@ -41,9 +53,12 @@ def validate_model(model: ModelSpec) -> None:
     """Raise `ValueError` unless a runtime can be built from `model`."""
     _require(bool(model.method), "model.method", model.method, "not be empty")
     _validate_input(model.input)
+    validate_canvas(model.canvas, model.input)
     _validate_map(model.map, model.input)
     _validate_compare(model.compare, model.input)
     _validate_core(model.core)
+    outside = model.map.kind == "hog" or not model.core.uses_map
+    _require(outside, "model.core.uses_map", True, f"be false for the map {model.map.kind}, which the core makes")
 
 
 def _validate_input(spec: InputSpec) -> None:
@@ -58,8 +73,24 @@ def _validate_input(spec: InputSpec) -> None:
         _positive(f"model.input.std[{index}]", value)
 
 
+def validate_canvas(spec: CanvasSpec, tile: InputSpec) -> None:
+    """Raise `ValueError` unless `spec` makes a canvas from tiles of the network's input size."""
+    _require(spec.fit in ("stretch", "pad"), "model.canvas.fit", spec.fit, "be stretch or pad")
+    for name, count, side in (("rows", spec.rows, tile.height), ("columns", spec.columns, tile.width)):
+        _require(1 <= count <= MAX_TILES, f"model.canvas.{name}", count, f"be 1 to {MAX_TILES}")
+        if count > 1:
+            half = 0 <= spec.overlap <= side // 2 and spec.overlap % SIZE_MULTIPLE == 0
+            must = f"be a multiple of {SIZE_MULTIPLE} up to half a tile, {side // 2}"
+            _require(half, "model.canvas.overlap", spec.overlap, must)
+        whole = count * side - (count - 1) * spec.overlap
+        _require(whole <= MAX_SIDE, f"model.canvas.{name}", count, f"make a canvas of up to {MAX_SIDE} pixels")
+    _require(spec.tiles <= MAX_TILES, "model.canvas.rows", spec.rows, f"make at most {MAX_TILES} tiles")
+    if spec.tiles == 1:
+        _require(spec.overlap == 0, "model.canvas.overlap", spec.overlap, "be 0 where there is one tile")
+
+
 def _validate_map(spec: MapSpec, size: InputSpec) -> None:
-    _require(spec.kind == "hog", "model.map.kind", spec.kind, "be hog, the only map this release makes")
+    _require(spec.kind in MAP_KINDS, "model.map.kind", spec.kind, f"be one of {', '.join(MAP_KINDS)}")
     _require(1 <= spec.orientations <= 64, "model.map.orientations", spec.orientations, "be 1 to 64")
     fits = spec.cell >= 1 and size.height % spec.cell == 0 and size.width % spec.cell == 0
     _require(fits, "model.map.cell", spec.cell, "divide the input's height and width")
@@ -85,6 +116,8 @@ def _validate_compare(spec: CompareSpec, size: InputSpec) -> None:
 
 def _validate_core(spec: CoreSpec) -> None:
     _require(spec.precision in ("fp32", "fp16"), "model.core.precision", spec.precision, "be fp32 or fp16")
+    choice = spec.prompt_choice
+    _require(choice in PROMPT_CHOICES, "model.core.prompt_choice", choice, f"be one of {', '.join(PROMPT_CHOICES)}")
     without = spec.uses_prompt or not spec.prompt_features
     features = sorted(spec.prompt_features)
     _require(without, "model.core.prompt_features", features, "be empty where uses_prompt is false")

@@ -25,7 +25,9 @@ from edge.frames import F32, U8, PixelFormat, aligned_f32
 from edge.images import pixel_digest
 from edge.inspection.native import Preprocessor
 from edge.manifest import (
+    ONE_TILE,
     Calibration,
+    CanvasSpec,
     CompareSpec,
     CoreSpec,
     Golden,
@@ -109,21 +111,38 @@ MAP_SHARE = 0.1
 class Oracle:
     """Scores as the design defines them, in float64 NumPy and SciPy; only the HOG map is the product's own."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, canvas: CanvasSpec = ONE_TILE) -> None:
         self._weights = weights
-        self._preprocess = Preprocessor(_INPUT, _MAP)
+        self._canvas = canvas
+        self._preprocess = Preprocessor(_INPUT, _MAP, canvas)
+        down, across = 64 - canvas.overlap, 64 - canvas.overlap
+        self.shape = down * canvas.rows + canvas.overlap, across * canvas.columns + canvas.overlap
+        self.corners = [(row * down, column * across) for row in range(canvas.rows) for column in range(canvas.columns)]
 
-    def x(self, pixels: U8) -> Array:
-        """Network input of a BGR frame."""
-        small = cv2.resize(pixels.astype(np.float32), (64, 64), interpolation=cv2.INTER_AREA).astype(np.float64)
-        rgb = small[..., ::-1] * _INPUT.scale
+    def area(self, pixels: U8) -> tuple[int, int, int, int]:
+        """Where the frame lies on the canvas: top, left, height, width."""
+        (height, width), (high, wide) = self.shape, pixels.shape[:2]
+        if self._canvas.fit == "stretch":
+            return 0, 0, height, width
+        scale = min(height / high, width / wide)
+        high, wide = int(high * scale + 0.5), int(wide * scale + 0.5)
+        return (height - high) // 2, (width - wide) // 2, high, wide
+
+    def x(self, pixels: U8, tile: int = 0) -> Array:
+        """Network input of a tile of a BGR frame."""
+        top, left, high, wide = self.area(pixels)
+        small = _resized(pixels, high, wide)
+        around = (top, self.shape[0] - top - high, left, self.shape[1] - left - wide)
+        whole = cv2.copyMakeBorder(small, *around, cv2.BORDER_REPLICATE)
+        y, x = self.corners[tile]
+        rgb = whole[y : y + 64, x : x + 64, ::-1] * _INPUT.scale
         return ((rgb - np.array(_INPUT.mean)) / np.array(_INPUT.std)).transpose(2, 0, 1)
 
-    def map_and_descriptor(self, pixels: U8) -> tuple[F32, F32]:
-        """HOG map and descriptor of a BGR frame."""
+    def map_and_descriptor(self, pixels: U8, tile: int = 0) -> tuple[F32, F32]:
+        """HOG map and descriptor of a tile of a BGR frame."""
         x, h = aligned_f32(3, 64, 64), aligned_f32(*self._preprocess.map_shape)
         descriptor = aligned_f32(self._preprocess.descriptor_size)
-        self._preprocess(pixels, PixelFormat.BGR8, x, h, descriptor)
+        self._preprocess(pixels, PixelFormat.BGR8, x, h, descriptor, tile)
         return h, descriptor
 
     def features(self, x: Array) -> list[Array]:
@@ -134,10 +153,10 @@ class Oracle:
             levels.append(x)
         return levels
 
-    def anomaly_map(self, pixels: U8, prompt: Sequence[Array] | None) -> Array:
-        """The map `(64, 64)` of a frame against a prompt's features."""
-        h = self.map_and_descriptor(pixels)[0].astype(np.float64)
-        fx = self.features(self.x(pixels))
+    def anomaly_map(self, pixels: U8, prompt: Sequence[Array] | None, tile: int = 0) -> Array:
+        """The map `(64, 64)` of a frame's tile against a prompt's features."""
+        h = self.map_and_descriptor(pixels, tile)[0].astype(np.float64)
+        fx = self.features(self.x(pixels, tile))
         offered = list(prompt) if prompt is not None else [np.ones(shape) for shape in _SCALES]
         # A transposed convolution of stride = kernel: every cell becomes a block.
         spread = np.einsum("ihw,ioab->ohawb", h, self._weights.up).reshape(6, 16, 16)
@@ -149,15 +168,55 @@ class Oracle:
             total += cv2.resize(1 - cosine, (64, 64), interpolation=cv2.INTER_LINEAR)
         return gaussian_filter(total, _COMPARE.sigma)
 
+    def entries(self, bank: Sequence[U8]) -> tuple[F32, list[list[Array]]]:
+        """Descriptors and features of every tile of the images in `bank`."""
+        places = [(image, tile) for image in bank for tile in range(len(self.corners))]
+        descriptors = np.stack([self.map_and_descriptor(image, tile)[1] for image, tile in places])
+        return descriptors, [self.features(self.x(image, tile)) for image, tile in places]
+
+    def whole_map(self, pixels: U8, bank: Sequence[U8] | None) -> tuple[Array, int]:
+        """The map of a frame, zero where the frame is not, and the first tile's prompt."""
+        total, first = np.zeros(self.shape), -1
+        share = np.zeros(self.shape)
+        descriptors, features = self.entries(bank) if bank is not None else (np.empty((0, 0)), [])
+        for tile, (y, x) in enumerate(self.corners):
+            index = -1
+            if bank is not None:
+                index = int(np.argmax(descriptors @ self.map_and_descriptor(pixels, tile)[1]))
+            first = index if tile == 0 else first
+            # A tent over the tile, so wide that it only falls where it overlaps its neighbours.
+            rows, columns = (self._tent(corner, length) for corner, length in ((y, self.shape[0]), (x, self.shape[1])))
+            amap = self.anomaly_map(pixels, features[index] if bank is not None else None, tile)
+            total[y : y + 64, x : x + 64] += np.outer(rows, columns) * amap
+            share[y : y + 64, x : x + 64] += np.outer(rows, columns)
+        assert np.allclose(share, 1)
+        top, left, high, wide = self.area(pixels)
+        outside = np.ones(self.shape, bool)
+        outside[top : top + high, left : left + wide] = False
+        total[outside] = 0
+        return total, first
+
+    def _tent(self, corner: int, length: int) -> Array:
+        at, overlap = np.arange(64) + 0.5, self._canvas.overlap or 1e-9
+        rise = np.ones(64) if corner == 0 else np.minimum(1, at / overlap)
+        fall = np.ones(64) if corner + 64 == length else np.minimum(1, (64 - at) / overlap)
+        return rise * fall
+
     def score(self, pixels: U8, bank: Sequence[U8] | None) -> tuple[float, float, int]:
-        """Image score, peak and chosen prompt of a frame, the prompts being the features of the images in `bank`."""
-        index = -1
-        if bank is not None:
-            descriptors = np.stack([self.map_and_descriptor(image)[1] for image in bank])
-            index = int(np.argmax(descriptors @ self.map_and_descriptor(pixels)[1]))
-        amap = self.anomaly_map(pixels, None if bank is None else self.features(self.x(bank[index])))
+        """Image score, peak and first prompt of a frame, the prompts being the features of the images in `bank`."""
+        amap, first = self.whole_map(pixels, bank)
         ranked = np.sort(amap, axis=None)[::-1]
-        return float(ranked[: _COMPARE.top_k].mean()), float(ranked[0]), index
+        return float(ranked[: _COMPARE.top_k].mean()), float(ranked[0]), first
+
+
+def _resized(pixels: U8, height: int, width: int) -> Array:
+    """Each axis by itself: where it shrinks by area, where it grows linearly."""
+    high, wide = pixels.shape[:2]
+    how = [
+        cv2.INTER_AREA if source >= target else cv2.INTER_LINEAR for source, target in ((high, height), (wide, width))
+    ]
+    lower = cv2.resize(pixels.astype(np.float64), (wide, height), interpolation=how[0])
+    return np.asarray(cv2.resize(lower, (width, height), interpolation=how[1]), np.float64)
 
 
 def _conv(x: Array, weight: F32) -> Array:
@@ -228,13 +287,15 @@ def core_graph(weights: Weights, *, uses_prompt: bool = True, half: bool = False
 class TinyBundle:
     """A written bundle with what its scores should be.
 
-    `score(pixels)` returns image score, peak and prompt index from the oracle, in float64.
+    `score(pixels)` returns image score, peak and prompt index from the oracle, in float64; `anomaly_map(pixels)`
+    likewise the map.
     """
 
     path: Path
     product: TinyProduct
     threshold: float
     score: Callable[[U8], tuple[float, float, int]]
+    anomaly_map: Callable[[U8], Array]
 
 
 def write_tiny_bundle(
@@ -248,6 +309,7 @@ def write_tiny_bundle(
     golden_factor: float = 1.0,
     core: bytes | None = None,
     trained: Sequence[U8] = (),
+    canvas: CanvasSpec = ONE_TILE,
 ) -> TinyBundle:
     """Write a bundle of the tiny product.
 
@@ -261,9 +323,10 @@ def write_tiny_bundle(
         golden_factor: recorded golden scores are wrong by this factor.
         core: another graph in the network's place.
         trained: images that the bundle lists as trained on.
+        canvas: of tiles of 64 x 64 pixels.
     """
     product, weights = TinyProduct(), Weights()
-    oracle = Oracle(weights)
+    oracle = Oracle(weights, canvas)
     bank = [product.template(index) for index in range(TEXTURES)] if uses_prompt else None
 
     def score(pixels: U8) -> tuple[float, float, int]:
@@ -273,9 +336,10 @@ def write_tiny_bundle(
         "core.onnx": core or core_graph(weights, uses_prompt=uses_prompt, half=half)
     }
     if bank is not None:
-        members["prompts/names.json"] = msgspec.json.encode([f"texture{index}.png" for index in range(TEXTURES)])
-        members["prompts/descriptors.npy"] = np.stack([oracle.map_and_descriptor(image)[1] for image in bank])
-        encoded = [oracle.features(oracle.x(image)) for image in bank]
+        descriptors, encoded = oracle.entries(bank)
+        names = [f"texture{entry // canvas.tiles}.png" for entry in range(len(encoded))]
+        members["prompts/names.json"] = msgspec.json.encode(names)
+        members["prompts/descriptors.npy"] = descriptors
         for level, name in enumerate(_FEATURES):
             members[f"prompts/{name}.npy"] = np.stack([entry[level] for entry in encoded]).astype(bank_dtype)
     members["trained.json"] = msgspec.json.encode([pixel_digest(image) for image in trained])
@@ -308,9 +372,10 @@ def write_tiny_bundle(
         )
     core_spec = CoreSpec(
         precision="fp16" if half else "fp32",
+        uses_map=uses_prompt,
         uses_prompt=uses_prompt,
         prompt_features=dict(_FEATURES) if uses_prompt else {},
     )
-    model = ModelSpec("tiny", "random", _INPUT, _MAP, _COMPARE, core_spec)
+    model = ModelSpec("tiny", "random", _INPUT, _MAP, _COMPARE, core_spec, canvas)
     write_bundle(path, model=model, members=members, provenance={"purpose": "tests"})
-    return TinyBundle(path, product, threshold, score)
+    return TinyBundle(path, product, threshold, score, lambda pixels: oracle.whole_map(pixels, bank)[0])

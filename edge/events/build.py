@@ -26,13 +26,14 @@ def build_event(
     skipped: int,
     decided_at_ns: int,
     total_ms: float,
+    journal_id: str = "",
 ) -> tuple[Event, bytes]:
     """Return an inspected slot's event and its mask's compressed counts, copied out of the slot.
 
     Args:
         slot: with its `inspection` set.
-        boot_id: the publisher's, with `seq` the next number in it.
-        seq: counts from 1.
+        boot_id: the publisher's.
+        seq: its next number.
         camera: the camera's name.
         bundle_id: the bundle that decided.
         calibration_id: the calibration that decided; empty where none is known.
@@ -40,12 +41,13 @@ def build_event(
         skipped: frames that this camera has skipped so far.
         decided_at_ns: wall clock at the verdict, nanoseconds.
         total_ms: milliseconds from the start of capture to the verdict.
+        journal_id: the publisher's.
     """
     inspection, meta = slot.inspection, slot.meta
     if inspection is None:
         raise RuntimeError(f"slot {slot.index} was published before it was inspected")
     # What a fault leaves in the slot's buffers belongs to some earlier frame.
-    mask = b"" if inspection.verdict is Verdict.FAULT else encode_mask(slot.mask)
+    mask = b"" if inspection.verdict is Verdict.FAULT else encode_mask(slot.mask, slot.area)
     has_bytes = meta.error is None and slot.pixels.ndim >= 2
     regions = inspection.regions
     if len(regions) > MAX_REGIONS:
@@ -66,12 +68,13 @@ def build_event(
         threshold=_finite(inspection.threshold),
         pixel_threshold=_finite(pixel_threshold),
         frame_size=(slot.pixels.shape[1], slot.pixels.shape[0]) if has_bytes else _NOTHING,
-        mask_size=(slot.mask.shape[1] * 8, slot.mask.shape[0]),
+        mask_size=(slot.frame_map.shape[1], slot.frame_map.shape[0]),
         regions=list(regions),
         part_id=meta.part_id,
         reason=utf8_text(inspection.reason),
         latency_ms=_latencies(inspection, meta.capture_ms, total_ms),
         skipped=skipped,
+        journal_id=journal_id,
     )
     return event, mask
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.frames import U8
+from edge.frames import U8, Area
 
 #: Masks beyond this many pixels are refused, so that a few hostile bytes cannot ask for all the memory.
 MAX_PIXELS = 1 << 28
@@ -23,15 +23,20 @@ _MORE = 0x20
 _SIGN = 0x10
 
 
-def encode_mask(bits: U8) -> bytes:
+def encode_mask(bits: U8, area: Area | None = None) -> bytes:
     """Encode a packed mask; `b""` where nothing is set.
 
     Args:
         bits: uint8 `(H, W // 8)`, rows packed as `numpy.packbits` does.
+        area: the part to encode, by default the whole.
     """
     if not bits.any():
         return b""
-    flat = np.unpackbits(bits, axis=1).ravel(order="F")
+    mask = np.unpackbits(bits, axis=1)
+    if area is not None:
+        top, left, height, width = area
+        mask = mask[top : top + height, left : left + width]
+    flat = mask.ravel(order="F")
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     first = np.zeros(1 + int(flat[0]), np.int64)
     return _compress(np.diff(np.concatenate((first, edges, [flat.size]))))

@@ -86,10 +86,11 @@ class Inspector:
         return self._runtime.make_slots(count, frame_bytes)
 
     def inspect(self, slot: Slot) -> Inspection:
-        """Fill the slot's `anomaly_map`, `mask` and `inspection`, and return the latter.
+        """Fill the slot's `anomaly_map`, `mask`, `area` and `inspection`, and return the latter.
 
         A bad frame never raises: its verdict is `fault`, with the reason.
         """
+        slot.area = None
         slot.inspection = self._inspect(slot)
         if slot.inspection.verdict is Verdict.FAULT:
             # What lies there is the last frame's, or nonsense.
@@ -102,9 +103,7 @@ class Inspector:
             return self.fault(slot.meta.error)
         try:
             _require_contrast(slot.pixels)
-            self._runtime.before(slot)
-            self._runtime.core(slot)
-            outcome = self._runtime.after(slot, self.pixel_threshold)
+            outcome = self._runtime.run(slot, self.pixel_threshold)
         except FrameError as error:
             return self.fault(error.problem)
         if not (math.isfinite(outcome.score) and math.isfinite(outcome.peak)):
@@ -133,6 +132,7 @@ class Inspector:
             (width, height),
             rule.min_region_px if rule else 0,
             rule.pixel_size_mm if rule else None,
+            slot.area,
         )
 
     def fault(self, reason: str) -> Inspection:

@@ -13,11 +13,14 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 import edge.inspection
 from edge.errors import RuntimeUnavailableError
 
 LIBRARY = "libredi_kernels.so"
-_ABI = 1
+_ABI = 2
 #: Constants of the kernels that the tables depend on.
 PREPARE_SAMPLES, PREPARE_COLUMNS, HOG_STRIP, HOG_ORIENTATIONS, GROUP = 4096, 512, 256, 18, 32
 _HINT = "build it: pip install . (or: pip install --no-build-isolation -e .) with a C++ compiler present"
@@ -80,15 +83,28 @@ class CompareTables(ctypes.Structure):
     )
 
 
+class CanvasTables(ctypes.Structure):
+    """A map put together from tiles, for `redi_finish_map`."""
+
+    _fields_ = (*((name, ctypes.c_int32) for name in ("height", "width", "top_k")), ("group_peak", ctypes.c_void_p))
+
+
+class AreaBounds(ctypes.Structure):
+    """Where a frame lies on a map: its first row and the one after its last, then its columns likewise."""
+
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("top", "bottom", "left", "right"))
+
+
 class ComparisonResult(ctypes.Structure):
-    """What `redi_compare` returns."""
+    """What `redi_compare` and `redi_finish_map` return."""
 
     _fields_ = (("score", ctypes.c_float), ("peak", ctypes.c_float), ("flagged", ctypes.c_int32))
 
 
 #: In the order of `LAYOUT` in `kernels/host.cpp`.
 _LAYOUT = (
-    *map(ctypes.sizeof, (Axis, Colour, PrepareTables, HogTables, ScaleTables, CompareTables, ComparisonResult)),
+    *map(ctypes.sizeof, (Axis, Colour, PrepareTables, HogTables, ScaleTables, CompareTables)),
+    *map(ctypes.sizeof, (CanvasTables, AreaBounds, ComparisonResult)),
     *(PREPARE_SAMPLES, PREPARE_COLUMNS, HOG_STRIP, HOG_ORIENTATIONS, GROUP),
 )
 
@@ -99,6 +115,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "redi_descriptor": (_pointer, _pointer, _pointer),
     "redi_nearest": (_pointer, _pointer, _int, _int, _pointer, _pointer),
     "redi_compare": (_pointer, _pointer, _pointer, _float, _pointer, _pointer, _pointer),
+    "redi_compare_tile": (_pointer, _pointer, _pointer, _pointer, _pointer, _int, _pointer),
+    "redi_finish_map": (_pointer, _pointer, _float, _pointer, _pointer, _pointer),
 }
 
 
@@ -164,3 +182,19 @@ def kernel_function(name: str, isa: str) -> Any:
     function.argtypes = _SIGNATURES[name]
     function.restype = None
     return function
+
+
+def address(array: NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...], name: str) -> int:
+    """Return where `array` lies, after checking that it is C-contiguous, of this type and shape (or `(1, *shape)`)."""
+    if array.dtype != dtype or not array.flags.c_contiguous or (array.shape != shape and array.shape != (1, *shape)):
+        order = "C-contiguous" if array.flags.c_contiguous else "not contiguous"
+        wanted = np.dtype(dtype).name
+        raise ValueError(f"{name} must be C-contiguous {wanted} {shape}, not {order} {array.dtype} {array.shape}")
+    return array.ctypes.data
+
+
+def output_address(array: NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...], name: str) -> int:
+    """Return the same of an array that is to be written."""
+    if not array.flags.writeable:
+        raise ValueError(f"{name} is read-only")
+    return address(array, dtype, shape, name)

@@ -10,33 +10,31 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge.errors import BundleMismatchError, FrameError
-from edge.frames import F32, MAX_SIDE, U8, PixelFormat, aligned_bytes, aligned_f32
+from edge.frames import F32, MAX_SIDE, U8, PixelFormat, aligned_f32
+from edge.inspection.canvas import Canvas
+from edge.inspection.compare import Comparer, Comparison
 from edge.inspection.library import (
-    GROUP,
     HOG_ORIENTATIONS,
     HOG_STRIP,
     PREPARE_COLUMNS,
     PREPARE_SAMPLES,
     Axis,
     Colour,
-    CompareTables,
-    ComparisonResult,
     HogTables,
     PrepareTables,
-    ScaleTables,
+    address,
     choose_isa,
     isas,
     kernel_function,
+    output_address,
 )
-from edge.inspection.taps import Taps, banded, compressed_rows, resize_taps, smoothing_matrix
-from edge.manifest import CompareSpec, InputSpec, MapSpec
+from edge.inspection.taps import Taps
+from edge.manifest import ONE_TILE, CanvasSpec, InputSpec, MapSpec
 
 __all__ = ["Comparer", "Comparison", "Preprocessor", "choose_isa", "isas", "nearest"]
 
@@ -44,39 +42,42 @@ __all__ = ["Comparer", "Comparison", "Preprocessor", "choose_isa", "isas", "near
 _KEPT_SIZES = 8
 
 
-def _address(array: NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...], name: str) -> int:
-    """Return where `array` lies, after checking that it is C-contiguous, of this type and shape (or `(1, *shape)`)."""
-    if array.dtype != dtype or not array.flags.c_contiguous or (array.shape != shape and array.shape != (1, *shape)):
-        order = "C-contiguous" if array.flags.c_contiguous else "not contiguous"
-        wanted = np.dtype(dtype).name
-        raise ValueError(f"{name} must be C-contiguous {wanted} {shape}, not {order} {array.dtype} {array.shape}")
-    return array.ctypes.data
+class _Frame(NamedTuple):
+    """The tables of one frame size: `tiles` point into `kept`."""
+
+    tiles: tuple[PrepareTables, ...]
+    kept: tuple[Taps, Taps]
 
 
-def _output(array: NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...], name: str) -> int:
-    if not array.flags.writeable:
-        raise ValueError(f"{name} is read-only")
-    return _address(array, dtype, shape, name)
-
-
-def _axis(taps: Taps) -> Axis:
-    return Axis(taps.start.ctypes.data, taps.weight.ctypes.data, taps.weight.shape[1])
+def _axis(taps: Taps, begin: int) -> Axis:
+    """Point to the taps from output `begin` on."""
+    return Axis(taps.start[begin:].ctypes.data, taps.weight[begin:].ctypes.data, taps.weight.shape[1])
 
 
 class Preprocessor:
-    """The work before the network: camera bytes → network input `X`, self-generated map `H` and its descriptor.
+    """The work before the network: camera bytes → network input `X`, HOG map `H` and its descriptor.
 
+    HOG is made whatever the kind of `map_spec`: every other map is made by the network itself, from `X`.
+    Each tile of the frame's canvas is a network input; by default there is one, the frame itself.
     `grey`, float32 `(height, width)`, levels 0–1, and `cells`, float32 `map_shape`, the un-normalised cell means, are
-    views of the scratch memory and hold the last frame's values.
+    views of the scratch memory and hold the last tile's values.
 
     Raises:
         BundleMismatchError: the kernels cannot serve these specifications.
         RuntimeUnavailableError: the kernels are missing, or `isa` cannot run here.
     """
 
-    def __init__(self, input_spec: InputSpec, map_spec: MapSpec, *, isa: str | None = None) -> None:
+    def __init__(
+        self,
+        input_spec: InputSpec,
+        map_spec: MapSpec,
+        canvas_spec: CanvasSpec = ONE_TILE,
+        *,
+        isa: str | None = None,
+    ) -> None:
         self.isa = choose_isa(isa)
         self.input_spec = input_spec
+        self.canvas = Canvas(input_spec, canvas_spec)
         height, width = input_spec.height, input_spec.width
         cell, n, pool = map_spec.cell, map_spec.orientations, map_spec.descriptor_pool
         _check_specs(input_spec, map_spec)
@@ -100,13 +101,13 @@ class Preprocessor:
         )  # fmt: skip
         self._hog_address = ctypes.addressof(self._hog)
         self._grey_address = self.grey.ctypes.data
-        self._tables: dict[tuple[tuple[int, ...], PixelFormat], tuple[PrepareTables, Taps, Taps]] = {}
+        self._frames: dict[tuple[tuple[int, ...], PixelFormat], _Frame] = {}
         self._run_prepare = kernel_function("redi_prepare", self.isa)
         self._run_hog = kernel_function("redi_hog", self.isa)
         self._run_descriptor = kernel_function("redi_descriptor", self.isa)
 
-    def __call__(self, pixels: U8, pixel_format: PixelFormat, x: F32, h: F32, descriptor: F32) -> None:
-        """Fill `x` `(3, height, width)`, `h` `map_shape` and `descriptor` `(descriptor_size,)` from one frame.
+    def __call__(self, pixels: U8, pixel_format: PixelFormat, x: F32, h: F32, descriptor: F32, tile: int = 0) -> None:
+        """Fill `x` `(3, height, width)`, `h` `map_shape` and `descriptor` `(descriptor_size,)` from a frame's tile.
 
         Args:
             pixels: uint8 `(rows, columns)` for mono8, else `(rows, columns, 3)`; rows may lie apart (a view of a larger
@@ -114,47 +115,54 @@ class Preprocessor:
             pixel_format: layout of `pixels`.
             x: the network input.
             h: histograms of oriented gradients, L2-Hys normalised, 0–1.
-            descriptor: `h` pooled and scaled to unit length; all zeros for a frame without any gradient.
+            descriptor: `h` pooled and scaled to unit length; all zeros for a tile without any gradient.
+            tile: its number, row by row from 0.
 
         Raises:
             FrameError: the frame is empty, too large, or not of its format's shape and type.
             ValueError: an output has the wrong type or shape.
         """
-        self.prepare(pixels, pixel_format, x)
+        self.prepare(pixels, pixel_format, x, tile)
+        self.describe(h, descriptor)
+
+    def describe(self, h: F32, descriptor: F32) -> None:
+        """Fill `h` and `descriptor` from `self.grey`; see `__call__`."""
         self.hog(h)
-        out = _output(descriptor, np.float32, (self.descriptor_size,), "descriptor")
+        out = output_address(descriptor, np.float32, (self.descriptor_size,), "descriptor")
         self._run_descriptor(self._hog_address, h.ctypes.data, out)
 
-    def prepare(self, pixels: U8, pixel_format: PixelFormat, x: F32) -> None:
-        """Fill `x` and `self.grey` from one frame; see `__call__`."""
-        tables = self._tables.get((pixels.shape, pixel_format))
-        if tables is None:
-            tables = self._make_tables(pixels.shape, pixel_format)
+    def prepare(self, pixels: U8, pixel_format: PixelFormat, x: F32, tile: int = 0) -> None:
+        """Fill `x` and `self.grey` from a frame's tile; see `__call__`."""
+        frame = self._frames.get((pixels.shape, pixel_format)) or self._make_tables(pixels.shape, pixel_format)
         if pixels.dtype != np.uint8:
             raise FrameError(f"a frame of {pixels.dtype} samples, uint8 is needed", "configure the camera for 8 bits")
         channels = pixel_format.channels
         if (channels > 1 and pixels.strides[2] != 1) or (pixels.strides[1] != channels and pixels.shape[1] > 1):
             raise FrameError(f"a frame whose rows are not contiguous: strides {pixels.strides}")
         shape = (3, self.input_spec.height, self.input_spec.width)
-        out = _output(x, np.float32, shape, "x")
-        self._run_prepare(ctypes.addressof(tables[0]), pixels.ctypes.data, pixels.strides[0], out, self._grey_address)
+        out = output_address(x, np.float32, shape, "x")
+        tables = ctypes.addressof(frame.tiles[tile])
+        self._run_prepare(tables, pixels.ctypes.data, pixels.strides[0], out, self._grey_address)
 
     def hog(self, h: F32) -> None:
         """Fill `h`, float32 `map_shape`, and `self.cells` from `self.grey`."""
-        self._run_hog(self._hog_address, self._grey_address, _output(h, np.float32, self.map_shape, "h"))
+        self._run_hog(self._hog_address, self._grey_address, output_address(h, np.float32, self.map_shape, "h"))
 
-    def _make_tables(self, shape: tuple[int, ...], pixel_format: PixelFormat) -> tuple[PrepareTables, Taps, Taps]:
+    def _make_tables(self, shape: tuple[int, ...], pixel_format: PixelFormat) -> _Frame:
         channels = pixel_format.channels
         if len(shape) != (2 if channels == 1 else 3) or shape[2:] not in ((), (channels,)):
             raise FrameError(f"a frame of shape {shape} is not {pixel_format.value}", "check the camera's pixel format")
         if not (0 < shape[0] <= MAX_SIDE and 0 < shape[1] <= MAX_SIDE):
             raise FrameError(f"a frame of {shape[1]} x {shape[0]} pixels, 1 to {MAX_SIDE} a side are possible")
         spec = self.input_spec
-        rows, columns = resize_taps(shape[0], spec.height), resize_taps(shape[1], spec.width)
+        rows, columns = self.canvas.taps(*shape[:2])
+        # A tile's tables are those of the canvas from its corner on.
         strip = min(spec.width, PREPARE_COLUMNS)
         taps = columns.weight.shape[1]
         while any(
-            (columns.start[min(at + strip, spec.width) - 1] + taps - columns.start[at]) * channels > PREPARE_SAMPLES
+            (columns.start[left + min(at + strip, spec.width) - 1] + taps - columns.start[left + at]) * channels
+            > PREPARE_SAMPLES
+            for left in {left for _, left in self.canvas.corners}
             for at in range(0, spec.width, strip)
         ):
             strip = (strip + 1) // 2
@@ -167,11 +175,14 @@ class Preprocessor:
             (ctypes.c_float * 3)(*(-mean / std)),
             blue_first,
         )
-        if len(self._tables) >= _KEPT_SIZES:
-            self._tables.pop(next(iter(self._tables)))
-        tables = PrepareTables(_axis(rows), _axis(columns), colour, channels, spec.height, spec.width, strip)
-        self._tables[shape, pixel_format] = entry = (tables, rows, columns)
-        return entry
+        if len(self._frames) >= _KEPT_SIZES:
+            self._frames.pop(next(iter(self._frames)))
+        tiles = tuple(
+            PrepareTables(_axis(rows, top), _axis(columns, left), colour, channels, spec.height, spec.width, strip)
+            for top, left in self.canvas.corners
+        )
+        self._frames[shape, pixel_format] = frame = _Frame(tiles, (rows, columns))
+        return frame
 
 
 def _check_specs(inputs: InputSpec, maps: MapSpec) -> None:
@@ -180,8 +191,6 @@ def _check_specs(inputs: InputSpec, maps: MapSpec) -> None:
         raise BundleMismatchError(f"an input of {width} x {height} pixels: both must be multiples of 32 to {MAX_SIDE}")
     if inputs.order not in ("rgb", "bgr") or not all(inputs.std):
         raise BundleMismatchError(f"an input of order {inputs.order!r} and std {inputs.std}: rgb or bgr, std not zero")
-    if maps.kind != "hog":
-        raise BundleMismatchError(f"a self-generated map of kind {maps.kind!r}: only 'hog' is known")
     if not 1 <= maps.orientations <= HOG_ORIENTATIONS:
         raise BundleMismatchError(f"{maps.orientations} map orientations: 1 to {HOG_ORIENTATIONS} are possible")
     if not 1 <= cell <= HOG_STRIP or height % cell or width % cell or min(height, width) < 2 * cell:
@@ -214,106 +223,11 @@ def nearest(descriptor: F32, bank: F32, *, isa: str | None = None) -> tuple[int,
         _scratch.best = ctypes.c_int()
     best = _scratch.best
     kernel_function("redi_nearest", choose_isa(isa))(
-        _address(descriptor, np.float32, (size,), "descriptor"),
-        _address(bank, np.float32, (entries, size), "bank"),
+        address(descriptor, np.float32, (size,), "descriptor"),
+        address(bank, np.float32, (entries, size), "bank"),
         entries,
         size,
         similarity.ctypes.data,
         ctypes.addressof(best),
     )
     return best.value, float(similarity[best.value])
-
-
-class Comparison(NamedTuple):
-    """Image score (mean of the top-k map values), peak (maximum) and number of pixels above the pixel threshold.
-
-    Score and peak are NaN where the map holds a NaN.
-    """
-
-    score: float
-    peak: float
-    flagged: int
-
-
-class Comparer:
-    """The fused comparison after the network: two sets of features → anomaly map, defect mask, image score.
-
-    Args:
-        spec: scales, smoothing and top-k.
-        height: of the anomaly map, a multiple of 32, in pixels.
-        width: likewise.
-        isa: instruction set; see `choose_isa`.
-
-    Raises:
-        BundleMismatchError: the kernels cannot serve this specification.
-        RuntimeUnavailableError: the kernels are missing, or `isa` cannot run here.
-    """
-
-    def __init__(self, spec: CompareSpec, height: int, width: int, *, isa: str | None = None) -> None:
-        self.isa = choose_isa(isa)
-        self.spec = spec
-        self.shape = (height, width)
-        if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE) or height % 32 or width % 32:
-            raise BundleMismatchError(f"an anomaly map of {width} x {height} pixels: not multiples of 32 to {MAX_SIDE}")
-        if not spec.scales or any(len(scale) != 3 or min(scale) < 1 for scale in spec.scales):
-            raise BundleMismatchError(f"feature scales {spec.scales}: each needs channels, height and width above zero")
-        if not 0 <= spec.sigma < np.inf or spec.top_k < 1:
-            raise BundleMismatchError(f"sigma {spec.sigma} must not be negative and top_k {spec.top_k} at least 1")
-        bands = [banded(smoothing_matrix(columns, width, spec.sigma)) for _, _, columns in spec.scales]
-        rows = [smoothing_matrix(rows, height, spec.sigma) for _, rows, _ in spec.scales]
-        self._kept = (
-            *compressed_rows(np.concatenate(rows, axis=1)),
-            aligned_f32(max(rows * columns for _, rows, columns in spec.scales)),
-            aligned_f32(sum(rows for _, rows, _ in spec.scales), width),
-            aligned_bytes(4 * height * width // GROUP),
-            *(array for band in bands for array in band),
-        )
-        n = len(spec.scales)
-        self._scales = (ScaleTables * n)(
-            *(
-                ScaleTables(*scale, weight.shape[1], start.ctypes.data, weight.ctypes.data)
-                for scale, (start, weight) in zip(spec.scales, bands, strict=True)
-            )
-        )
-        top_k = min(spec.top_k, height * width)
-        addresses = (array.ctypes.data for array in self._kept[:6])
-        self._tables = CompareTables(height, width, top_k, n, self._scales, *addresses)
-        self._fx, self._fy = (ctypes.c_void_p * n)(), (ctypes.c_void_p * n)()
-        self._result = ComparisonResult()
-        self._addresses = tuple(map(ctypes.addressof, (self._tables, self._fx, self._fy, self._result)))
-        self._run = kernel_function("redi_compare", self.isa)
-
-    def __call__(
-        self, fx: Sequence[F32], fy: Sequence[F32], pixel_threshold: float, anomaly_map: F32, mask: U8
-    ) -> Comparison:
-        """Compare the features and fill `anomaly_map` and `mask`.
-
-        Args:
-            fx: one array per scale, float32 `(C, h, w)` or `(1, C, h, w)`, C-contiguous.
-            fy: likewise.
-            pixel_threshold: map value above which a pixel is set in the mask.
-            anomaly_map: float32 `(height, width)`; 0 is identical features, each scale adds at most 2.
-            mask: uint8 `(height, width // 8)`, rows packed as `numpy.packbits` does.
-
-        Raises:
-            BundleMismatchError: the features are not those of the specification.
-            ValueError: an output has the wrong type or shape.
-        """
-        scales = self.spec.scales
-        if len(fx) != len(scales) or len(fy) != len(scales):
-            raise BundleMismatchError(f"{len(fx)} and {len(fy)} feature maps for {len(scales)} scales")
-        try:
-            for level, scale in enumerate(scales):
-                self._fx[level] = _address(fx[level], np.float32, scale, f"fx[{level}]")
-                self._fy[level] = _address(fy[level], np.float32, scale, f"fy[{level}]")
-        except ValueError as error:
-            raise BundleMismatchError(
-                f"the network's output does not fit: {error}", "export the bundle again"
-            ) from error
-        height, width = self.shape
-        map_address = _output(anomaly_map, np.float32, (height, width), "anomaly_map")
-        mask_address = _output(mask, np.uint8, (height, width // 8), "mask")
-        tables, fx_address, fy_address, result_address = self._addresses
-        self._run(tables, fx_address, fy_address, pixel_threshold, map_address, mask_address, result_address)
-        result = self._result
-        return Comparison(result.score, result.peak, result.flagged)

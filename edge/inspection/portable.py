@@ -49,15 +49,14 @@ class PortableRuntime:
         if threads is not None and not 1 <= threads <= _MAX_THREADS:
             raise UsageError(f"{threads} threads", f"1 to {_MAX_THREADS} are possible")
         height, width = spec.input.height, spec.input.width
-        self._height, self._width = height, width
-        self._preprocess = Preprocessor(spec.input, spec.map)
-        self._compare = Comparer(spec.compare, height, width)
+        self._preprocess = Preprocessor(spec.input, spec.map, spec.canvas)
+        self._compare = Comparer(spec.compare, height, width, spec.canvas)
         self._descriptor = aligned_f32(self._preprocess.descriptor_size)
         self._bank = PromptBank.load(bundle) if spec.core.uses_prompt else None
         # With the batch axis that the graph has; the kernels take the arrays without it.
         self._inputs = {"x": aligned_f32(1, 3, height, width)}
         h = aligned_f32(1, *self._preprocess.map_shape)
-        if spec.core.uses_prompt:
+        if spec.core.uses_map:
             self._inputs["h"] = h
         self._x, self._h = self._inputs["x"][0], h[0]
         self._outputs = {
@@ -92,7 +91,6 @@ class PortableRuntime:
             for index in range(len(self._bank) if self._bank else 0)
         ]
         self._prompt = -1
-        self._before_ms = self._core_ms = 0.0
 
     @property
     def describe(self) -> str:
@@ -108,46 +106,58 @@ class PortableRuntime:
 
     def make_slots(self, count: int, frame_bytes: int) -> list[Slot]:
         """Allocate frame slots: plain memory, for here the slot is what the kernels read."""
+        height, width = self._compare.shape
         return [
             Slot(
                 index=index,
                 memory=aligned_bytes(frame_bytes),
-                anomaly_map=aligned_f32(self._height, self._width),
-                mask=aligned_bytes(self._height * self._width // 8).reshape(self._height, self._width // 8),
+                anomaly_map=aligned_f32(height, width),
+                mask=aligned_bytes(height * width // 8).reshape(height, width // 8),
             )
             for index in range(count)
         ]
 
-    def before(self, slot: Slot) -> None:
-        """Turn the slot's pixels into the core's inputs and choose the prompt.
+    def run(self, slot: Slot, pixel_threshold: float) -> Outcome:
+        """Inspect the slot's pixels: fill its `anomaly_map`, `mask` (map above `pixel_threshold`) and `area`.
 
         Raises:
             FrameError: the frame cannot be used (size zero, wrong channel count).
         """
+        canvas = self._preprocess.canvas
+        first, last = -1, canvas.spec.tiles - 1
+        before_ns = core_ns = after_ns = 0
         start = perf_counter_ns()
-        self._preprocess(slot.pixels, slot.pixel_format, self._x, self._h, self._descriptor)
+        for tile in range(last + 1):
+            self._before(slot, tile)
+            first = self._prompt if tile == 0 else first
+            prepared = perf_counter_ns()
+            # Without share_outputs the binding copies every output into a fresh array.
+            self._request.infer(share_outputs=True, decode_strings=False)
+            inferred = perf_counter_ns()
+            if tile < last:
+                self._compare.add(tile, self._fx, self._fy, slot.anomaly_map)
+            else:
+                slot.area = canvas.area(*slot.pixels.shape[:2])
+                found = self._compare.finish(
+                    self._fx, self._fy, slot.area, pixel_threshold, slot.anomaly_map, slot.mask
+                )
+            end = perf_counter_ns()
+            before_ns += prepared - start
+            core_ns += inferred - prepared
+            after_ns += end - inferred
+            start = end
+        latency_ms = {"before": before_ns / 1e6, "core": core_ns / 1e6, "after": after_ns / 1e6}
+        return Outcome(found.score, found.peak, first, latency_ms)
+
+    def _before(self, slot: Slot, tile: int) -> None:
+        """Turn one tile of the slot's pixels into the core's inputs and choose its prompt."""
+        self._preprocess(slot.pixels, slot.pixel_format, self._x, self._h, self._descriptor, tile)
         if self._bank:
             prompt = self._bank.choose(self._descriptor)
             if prompt != self._prompt:
                 for port, tensor in self._prompts[prompt]:
                     self._request.set_input_tensor(port, tensor)
                 self._prompt = prompt
-        self._before_ms = (perf_counter_ns() - start) / 1e6
-
-    def core(self, slot: Slot) -> None:
-        """Run the network on what `before` prepared."""
-        start = perf_counter_ns()
-        # Without share_outputs the binding copies every output into a fresh array.
-        self._request.infer(share_outputs=True, decode_strings=False)
-        self._core_ms = (perf_counter_ns() - start) / 1e6
-
-    def after(self, slot: Slot, pixel_threshold: float) -> Outcome:
-        """Compare the features: fill the slot's `anomaly_map` and `mask` (map above `pixel_threshold`) and return."""
-        start = perf_counter_ns()
-        found = self._compare(self._fx, self._fy, pixel_threshold, slot.anomaly_map, slot.mask)
-        after_ms = (perf_counter_ns() - start) / 1e6
-        latency_ms = {"before": self._before_ms, "core": self._core_ms, "after": after_ms}
-        return Outcome(found.score, found.peak, self._prompt, latency_ms)
 
     def close(self) -> None:
         """Free the model; the slots' memory stays valid as long as it is referenced."""

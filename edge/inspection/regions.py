@@ -7,7 +7,7 @@ import math
 import cv2
 import numpy as np
 
-from edge.frames import F32, U8
+from edge.frames import F32, U8, Area
 from edge.inspection.result import Region
 
 
@@ -17,15 +17,21 @@ def find_regions(
     frame_size: tuple[int, int],
     min_region_px: int = 0,
     pixel_size_mm: float | None = None,
+    area: Area | None = None,
 ) -> list[Region]:
     """Return the connected regions (8-neighbourhood) of the mask, highest peak first.
 
     `mask` is uint8 `(H, W // 8)`, packed as `numpy.packbits` does, `anomaly_map` float32 `(H, W)`; `frame_size` is the
-    source frame's `(width, height)`.  Boxes are the smallest whole-pixel boxes that contain the region, areas are
-    rounded to whole source pixels.  Regions of less than `min_region_px` source pixels are left out, except that the
-    largest always stays: a defective part is never left without a region.
+    source frame's `(width, height)`, and the frame covers `area` of both, all of it where that is None.  Boxes are the
+    smallest whole-pixel boxes that contain the region, areas are rounded to whole source pixels.  Regions of less than
+    `min_region_px` source pixels are left out, except that the largest always stays: a defective part is never left
+    without a region.
     """
     bits = np.unpackbits(mask, axis=1)
+    if area is not None:
+        top, left, high, wide = area
+        frame = np.s_[top : top + high, left : left + wide]
+        bits, anomaly_map = np.ascontiguousarray(bits[frame]), anomaly_map[frame]
     count, labels, stats, centroids = cv2.connectedComponentsWithStats(bits, connectivity=8)
     height, width = bits.shape
     frame_width, frame_height = frame_size

@@ -37,8 +37,8 @@ class Inspection:
 
     `score` (image score: mean of the top-k anomaly-map values) and `peak` (maximum) are raw, in map units: 0 is
     identical features, each scale adds at most 2.  Both are NaN where the verdict is a `fault`; `reason` then says
-    why.  `prompt` is the index of the chosen prompt-bank entry, -1 where none was chosen.  `latency_ms` has one
-    entry per stage: `before`, `core`, `after`.
+    why.  `prompt` is the index of the prompt-bank entry chosen for the first tile, -1 where none was.  `latency_ms`
+    has one entry per stage: `before`, `core`, `after`.
     """
 
     verdict: Verdict

@@ -2,11 +2,10 @@
 
     before   frame bytes → X, H, descriptor → nearest prompt
     core     X, H, prompt features → F_X, F_Y at every scale
-    after    F_X, F_Y → anomaly map, bit mask, image score
+    after    F_X, F_Y → anomaly map; at the end, bit mask and image score
 
-`portable.py` is the runtime for any CPU.  A runtime may queue its work and return early from `before` and `core`;
-once `after` returns, the results lie in the slot.  Only the runtime knows when its stages really began and ended, so
-it measures them itself.
+A frame of several tiles goes through all three tile by tile.  `portable.py` is the runtime for any CPU.  Only the
+runtime knows when its stages really began and ended, so it measures them itself.
 """
 
 from __future__ import annotations
@@ -22,7 +21,10 @@ STAGES = ("before", "core", "after")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the runtime found: image score and peak (raw, map units), the chosen prompt (-1: none), stage times."""
+    """What the runtime found: image score and peak (raw, map units), the chosen prompt, and each stage's time.
+
+    `prompt` is that of the first tile, -1 where the model takes none.  Times are sums over the tiles.
+    """
 
     score: float
     peak: float
@@ -42,20 +44,12 @@ class Runtime(Protocol):
         """Allocate frame slots in memory that this runtime reads without a copy."""
         ...
 
-    def before(self, slot: Slot) -> None:
-        """Turn the slot's pixels into the core's inputs and choose the prompt.
+    def run(self, slot: Slot, pixel_threshold: float) -> Outcome:
+        """Inspect the slot's pixels: fill its `anomaly_map`, `mask` (map above `pixel_threshold`) and `area`.
 
         Raises:
             FrameError: the frame cannot be used (size zero, wrong channel count).
         """
-        ...
-
-    def core(self, slot: Slot) -> None:
-        """Run the network on what `before` prepared."""
-        ...
-
-    def after(self, slot: Slot, pixel_threshold: float) -> Outcome:
-        """Compare the features: fill the slot's `anomaly_map` and `mask` (map above `pixel_threshold`) and return."""
         ...
 
     def close(self) -> None:

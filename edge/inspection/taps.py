@@ -50,6 +50,26 @@ def resize_taps(source: int, target: int) -> Taps:
     return Taps(start.astype(np.int32), np.ascontiguousarray(weight, np.float32))
 
 
+def padded(taps: Taps, before: int, after: int) -> Taps:
+    """Return `taps` with the first output repeated `before` times before it, and the last one likewise after it."""
+    around = (before, after)
+    start = np.pad(taps.start, around, mode="edge")
+    return Taps(start, np.ascontiguousarray(np.pad(taps.weight, (around, (0, 0)), mode="edge")))
+
+
+def feather(side: int, count: int, overlap: int) -> NDArray[np.float32]:
+    """Return the share of each position of each of `count` tiles in a row, `(count, side)`, 0 to 1.
+
+    It falls linearly where a tile overlaps its neighbour, by `overlap` positions, at most half a tile; shares of the
+    same place add up to 1.
+    """
+    rise = (np.arange(overlap) + 0.5) / max(overlap, 1)
+    share = np.ones((count, side))
+    share[1:, :overlap] = rise
+    share[:-1, side - overlap :] = 1.0 - rise
+    return share.astype(np.float32)
+
+
 def smoothing_matrix(source: int, target: int, sigma: float) -> F64:
     """Return the `(target, source)` matrix that upsamples an axis bilinearly, then smooths it with a Gaussian.
 

@@ -79,26 +79,20 @@ DEVICE void add_spread(float* __restrict__ sum, const float* __restrict__ spread
   }
 }
 
-// The spread rows of all scales through the row matrices → map, its mask bits (most significant first) and the largest
-// magnitude, as bits, of each GROUP pixels.  Row y's taps are begin[y] … begin[y + 1] - 1.  *flagged must start at zero.
-// A block makes COMPARE_STRIP columns of one row.
-KERNEL(combine_rows, const float* __restrict__ spread, const int32_t* __restrict__ begin,
-       const int32_t* __restrict__ row, const float* __restrict__ weight, int width, float threshold,
-       float* __restrict__ map, uint8_t* __restrict__ mask, int* __restrict__ group_peak, int* flagged) {
-  SHARED(float, sum, COMPARE_STRIP);
-  SHARED(uint8_t, bit, COMPARE_STRIP);
-  const int strips = (width + COMPARE_STRIP - 1) / COMPARE_STRIP;
-  const int y = BLOCK / strips, x0 = BLOCK % strips * COMPARE_STRIP, n = smaller(COMPARE_STRIP, width - x0);
+// sum[i] = the spread rows of all scales through row y of the row matrices, at columns x0 … x0 + n - 1.  Row y's taps are
+// begin[y] … begin[y + 1] - 1.
+DEVICE void combine(float* __restrict__ sum, const float* __restrict__ spread, const int32_t* __restrict__ begin,
+                    const int32_t* __restrict__ row, const float* __restrict__ weight, int width, int y, int x0, int n) {
   PHASE(i, n) sum[i] = 0.0f;
   int t = begin[y];
   for (; t + 4 <= begin[y + 1]; t += 4) add_spread<4>(sum, spread + x0, width, row + t, weight + t, n);
   for (; t < begin[y + 1]; t++) add_spread<1>(sum, spread + x0, width, row + t, weight + t, n);
+}
 
-  const int64_t at = static_cast<int64_t>(y) * width + x0;
-  PHASE(i, n) {
-    map[at + i] = sum[i];
-    bit[i] = sum[i] > threshold ? 0x80 >> (i & 7) : 0;
-  }
+// What is known of `n` map values, a strip that begins at pixel `at`: their mask bits (most significant first), given
+// as 0 or the bit itself; the largest magnitude, as bits, of each GROUP; and how many more are flagged.
+DEVICE void note(const float* value, const uint8_t* bit, int n, int64_t at, uint8_t* __restrict__ mask,
+                 int* __restrict__ group_peak, int* flagged) {
   SYNC();
   EACH(j, n / 8) {
     int bits = 0;
@@ -111,11 +105,69 @@ KERNEL(combine_rows, const float* __restrict__ spread, const int32_t* __restrict
   EACH(j, n / GROUP) {
     int peak = 0;
     for (int i = 0; i < GROUP; i++) {
-      const int bits = magnitude_bits(sum[j * GROUP + i]);
+      const int bits = magnitude_bits(value[j * GROUP + i]);
       peak = bits > peak ? bits : peak;
     }
     group_peak[at / GROUP + j] = peak;
   }
+}
+
+// The spread rows of all scales through the row matrices → map, and what `note` makes of it.  *flagged must start at
+// zero.  A block makes COMPARE_STRIP columns of one row.
+KERNEL(combine_rows, const float* __restrict__ spread, const int32_t* __restrict__ begin,
+       const int32_t* __restrict__ row, const float* __restrict__ weight, int width, float threshold,
+       float* __restrict__ map, uint8_t* __restrict__ mask, int* __restrict__ group_peak, int* flagged) {
+  SHARED(float, sum, COMPARE_STRIP);
+  SHARED(uint8_t, bit, COMPARE_STRIP);
+  const int strips = (width + COMPARE_STRIP - 1) / COMPARE_STRIP;
+  const int y = BLOCK / strips, x0 = BLOCK % strips * COMPARE_STRIP, n = smaller(COMPARE_STRIP, width - x0);
+  combine(sum, spread, begin, row, weight, width, y, x0, n);
+  const int64_t at = static_cast<int64_t>(y) * width + x0;
+  PHASE(i, n) {
+    map[at + i] = sum[i];
+    bit[i] = sum[i] > threshold ? 0x80 >> (i & 7) : 0;
+  }
+  note(sum, bit, n, at, mask, group_peak, flagged);
+}
+
+// The same for one tile of a larger map: map[y, x] += share of row y · share of column x · the tile's value.  `map`
+// begins at the tile's upper left corner, its rows are `stride` apart.  Where tiles overlap their shares add up to one.
+KERNEL(combine_tile, const float* __restrict__ spread, const int32_t* __restrict__ begin,
+       const int32_t* __restrict__ row, const float* __restrict__ weight, int width,
+       const float* __restrict__ row_share, const float* __restrict__ column_share, int stride,
+       float* __restrict__ map) {
+  SHARED(float, sum, COMPARE_STRIP);
+  const int strips = (width + COMPARE_STRIP - 1) / COMPARE_STRIP;
+  const int y = BLOCK / strips, x0 = BLOCK % strips * COMPARE_STRIP, n = smaller(COMPARE_STRIP, width - x0);
+  combine(sum, spread, begin, row, weight, width, y, x0, n);
+  float* out = map + static_cast<int64_t>(y) * stride + x0;
+  const float share = row_share[y];
+  PHASE(i, n) out[i] += share * column_share[x0 + i] * sum[i];
+}
+
+// Where a frame lies on a map: its rows top … bottom - 1 and columns left … right - 1.
+struct Area {
+  int32_t top, bottom, left, right;
+};
+
+// A map put together from tiles → zero outside `area`, and what `note` makes of it.  What is not a number stays so
+// everywhere.  *flagged must start at zero.  A block makes COMPARE_STRIP columns of one row.
+KERNEL(finish_map, Area area, int width, float threshold, float* __restrict__ map, uint8_t* __restrict__ mask,
+       int* __restrict__ group_peak, int* flagged) {
+  SHARED(float, value, COMPARE_STRIP);
+  SHARED(uint8_t, bit, COMPARE_STRIP);
+  const int strips = (width + COMPARE_STRIP - 1) / COMPARE_STRIP;
+  const int y = BLOCK / strips, x0 = BLOCK % strips * COMPARE_STRIP, n = smaller(COMPARE_STRIP, width - x0);
+  const int64_t at = static_cast<int64_t>(y) * width + x0;
+  const bool within = y >= area.top && y < area.bottom;
+  PHASE(i, n) {
+    const float share = within && x0 + i >= area.left && x0 + i < area.right ? 1.0f : 0.0f;
+    const float v = map[at + i] * share;
+    map[at + i] = v;
+    value[i] = v;
+    bit[i] = v > threshold ? 0x80 >> (i & 7) : 0;
+  }
+  note(value, bit, n, at, mask, group_peak, flagged);
 }
 
 DEVICE int order_bits(float value) { return magnitude_bits(value); }

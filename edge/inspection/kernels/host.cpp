@@ -42,6 +42,12 @@ struct CompareTables {
   int32_t* group_peak;       // scratch
 };
 
+// A map put together from tiles.
+struct CanvasTables {
+  int32_t height, width, top_k;
+  int32_t* group_peak;  // scratch
+};
+
 struct Comparison {
   float score, peak;
   int32_t flagged;
@@ -54,10 +60,24 @@ inline __attribute__((always_inline)) void launch(Kernel kernel, int blocks, Arg
 
 int divided_up(int a, int b) { return (a + b - 1) / b; }
 
+// The spread rows of all scales, in p->spread.
+inline __attribute__((always_inline)) void spread_distances(const CompareTables* p, const float* const* fx,
+                                                            const float* const* fy) {
+  float* spread = p->spread;
+  for (int l = 0; l < p->scales; l++) {
+    const ScaleTables& s = p->scale[l];
+    const int positions = s.rows * s.columns;
+    launch(cosine_distance, divided_up(positions, COMPARE_STRIP), fx[l], fy[l], s.channels, positions, p->distance);
+    launch(spread_columns, s.rows, p->distance, s.columns, s.start, s.weight, s.taps, p->width, spread);
+    spread += static_cast<int64_t>(s.rows) * p->width;
+  }
+}
+
 constexpr int64_t LAYOUT[] = {
     sizeof(Axis),        sizeof(Colour),        sizeof(PrepareTables), sizeof(HogTables),
-    sizeof(ScaleTables), sizeof(CompareTables), sizeof(Comparison),    PREPARE_SAMPLES,
-    PREPARE_COLUMNS,     HOG_STRIP,             HOG_ORIENTATIONS,      GROUP,
+    sizeof(ScaleTables), sizeof(CompareTables), sizeof(CanvasTables),  sizeof(Area),
+    sizeof(Comparison),  PREPARE_SAMPLES,       PREPARE_COLUMNS,       HOG_STRIP,
+    HOG_ORIENTATIONS,    GROUP,
 };
 
 }  // namespace
@@ -96,16 +116,28 @@ API(redi_nearest)(const float* descriptor, const float* bank, int entries, int s
 
 API(redi_compare)(const CompareTables* p, const float* const* fx, const float* const* fy, float threshold, float* map,
                   uint8_t* mask, Comparison* result) {
-  float* spread = p->spread;
-  for (int l = 0; l < p->scales; l++) {
-    const ScaleTables& s = p->scale[l];
-    const int positions = s.rows * s.columns;
-    launch(cosine_distance, divided_up(positions, COMPARE_STRIP), fx[l], fy[l], s.channels, positions, p->distance);
-    launch(spread_columns, s.rows, p->distance, s.columns, s.start, s.weight, s.taps, p->width, spread);
-    spread += static_cast<int64_t>(s.rows) * p->width;
-  }
+  spread_distances(p, fx, fy);
   result->flagged = 0;
   launch(combine_rows, p->height * divided_up(p->width, COMPARE_STRIP), p->spread, p->begin, p->row, p->weight,
          p->width, threshold, map, mask, p->group_peak, &result->flagged);
   launch(top_mean, 1, map, p->group_peak, p->height * p->width / GROUP, p->top_k, &result->score, &result->peak);
+}
+
+// `map` at the tile's upper left corner, its rows `stride` apart.
+API(redi_compare_tile)(const CompareTables* p, const float* const* fx, const float* const* fy, const float* row_share,
+                       const float* column_share, int stride, float* map) {
+  spread_distances(p, fx, fy);
+  launch(combine_tile, p->height * divided_up(p->width, COMPARE_STRIP), p->spread, p->begin, p->row, p->weight,
+         p->width, row_share, column_share, stride, map);
+}
+
+API(redi_finish_map)(const CanvasTables* p, const Area* area, float threshold, float* map, uint8_t* mask,
+                     Comparison* result) {
+  const int pixels = (area->bottom - area->top) * (area->right - area->left);
+  result->flagged = 0;
+  launch(finish_map, p->height * divided_up(p->width, COMPARE_STRIP), *area, p->width, threshold, map, mask,
+         p->group_peak, &result->flagged);
+  // No value is below zero, so that the largest ones are never those around the frame.
+  launch(top_mean, 1, map, p->group_peak, p->height * p->width / GROUP, smaller(p->top_k, pixels), &result->score,
+         &result->peak);
 }

@@ -73,7 +73,7 @@ def test_a_machine_that_lacks_everything_gets_rows_and_no_traceback() -> None:
     report = json.loads(done.stdout)
     assert report["ok"] is False
     problems = {row["check"] for row in report["checks"] if row["state"] == "problem"}
-    assert problems == {*PACKAGES.values(), "bundle redi.plan"}
+    assert problems == {*PACKAGES.values(), "native kernels", "bundle redi.plan"}
 
 
 def test_a_package_that_breaks_while_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

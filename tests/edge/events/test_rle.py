@@ -4,13 +4,14 @@ import contextlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from edge.events.rle import MAX_PIXELS, decode_mask, encode_mask
+from edge.frames import Area
 
 Mask = NDArray[np.bool_]
 
@@ -108,3 +109,14 @@ def test_what_decodes_is_what_pycocotools_decodes(text: str) -> None:
 def test_bad_counts_are_refused(counts: bytes, size: tuple[int, int]) -> None:
     with pytest.raises(ValueError):
         decode_mask(counts, size)
+
+
+@given(mask=arrays(bool, (13, 24)), top=st.integers(0, 12), left=st.integers(0, 23), data=st.data())
+@settings(deadline=None)
+def test_a_part_of_a_mask_is_encoded_as_if_it_were_alone(
+    mask: np.ndarray, top: int, left: int, data: st.DataObject
+) -> None:
+    height, width = data.draw(st.integers(1, 13 - top)), data.draw(st.integers(1, 24 - left))
+    part = mask[top : top + height, left : left + width]
+    counts = encode_mask(np.packbits(mask, axis=1), Area(top, left, height, width))
+    assert np.array_equal(decode_mask(counts, (width, height)), part)

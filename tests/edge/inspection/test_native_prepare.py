@@ -203,7 +203,6 @@ def test_bad_outputs(x):
         (InputSpec(width=100), MapSpec()),
         (InputSpec(order="rbg"), MapSpec()),
         (InputSpec(std=(1.0, 0.0, 1.0)), MapSpec()),
-        (InputSpec(), MapSpec(kind="lbp")),
         (InputSpec(), MapSpec(orientations=19)),
         (InputSpec(), MapSpec(orientations=0)),
         (InputSpec(), MapSpec(cell=7)),

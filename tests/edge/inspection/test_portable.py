@@ -23,9 +23,7 @@ from tests.tiny_bundle import TinyBundle, Weights, core_graph, write_tiny_bundle
 def run(runtime: PortableRuntime, slot: Slot, image: U8) -> Outcome:
     height, width = image.shape[:2]
     slot.shape_pixels(height, width, PixelFormat.BGR8)[:] = image
-    runtime.before(slot)
-    runtime.core(slot)
-    return runtime.after(slot, 0.1)
+    return runtime.run(slot, 0.1)
 
 
 def test_scores_and_prompts_are_those_of_the_oracle(tiny: TinyBundle) -> None:

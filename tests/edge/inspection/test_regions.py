@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
+from edge.frames import Area
 from edge.inspection.regions import find_regions
 
 
@@ -77,3 +78,21 @@ def test_the_largest_region_always_stays() -> None:
 
 def test_an_empty_mask_has_no_regions() -> None:
     assert find_regions(mask_of(), FLAT, (64, 64), min_region_px=5) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    bits=arrays(bool, (24, 32)),
+    top=st.integers(0, 12),
+    left=st.integers(0, 15),
+    scale=st.tuples(st.floats(0.3, 4), st.floats(0.3, 4)),
+)
+def test_a_padded_frame_has_the_regions_of_its_own_part_of_the_map(
+    bits: np.ndarray, top: int, left: int, scale: tuple[float, float]
+) -> None:
+    amap = np.random.default_rng(1).permutation(bits.size).reshape(bits.shape).astype(np.float32)
+    area = Area(top, left, 11, 16)
+    size = (max(1, round(16 * scale[0])), max(1, round(11 * scale[1])))
+    part = np.s_[top : top + 11, left : left + 16]
+    alone = find_regions(np.packbits(bits[part], axis=1), amap[part], size)
+    assert find_regions(np.packbits(bits, axis=1), amap, size, area=area) == alone
