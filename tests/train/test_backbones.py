@@ -1,23 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from edge.errors import DataError
-from train.backbones import ResNet18, backbone_from_state, fold_batch_norm, load_weights
+from edge.errors import DataError, TrainingError
+from tests.train.norms import randomise
+from train.backbones import Backbone, backbone_from_state, fold_batch_norm, load_weights, stored_backbone
 
 
-def random_full_model(seed: int = 0) -> ResNet18:
+def random_full_model(seed: int = 0, name: str = "resnet18") -> Backbone:
     torch.manual_seed(seed)
-    model = ResNet18(norm=True)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.5, 0.5)
-            module.running_var.uniform_(0.5, 2.0)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    model = Backbone(name, norm=True)
+    randomise(model)
     return model.eval()
 
 
@@ -101,3 +98,97 @@ def test_automatic_weights_that_cannot_be_had_say_what_to_do(
     assert "pip install torchvision" in caught.value.hint
     # Nothing is said to be asked that is not there.
     assert capsys.readouterr().err == ""
+
+
+# Recognition
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
+@pytest.mark.parametrize("folded", [False, True])
+def test_the_architecture_is_told_by_keys_and_shapes(name: str, folded: bool) -> None:
+    state = random_full_model(name=name).state_dict()
+    model = backbone_from_state(fold_batch_norm(state) if folded else state, "weights")
+    assert model.name == name
+
+
+def caffe_scaled(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return state | {"conv1.weight": state["conv1.weight"] / 57}
+
+
+def test_the_caffe_layout_is_told_by_its_input_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    state = Backbone("resnet50").state_dict()
+    assert backbone_from_state(state, "a.pth").name == "resnet50"
+    assert "--backbone resnet50_caffe says otherwise" in " ".join(capsys.readouterr().err.split())
+    assert backbone_from_state(caffe_scaled(state), "a.pth").name == "resnet50_caffe"
+    assert "a.pth taken for Caffe-layout ResNet-50" in " ".join(capsys.readouterr().err.split())
+    # Who names it is asked nothing.
+    assert backbone_from_state(caffe_scaled(state), "a.pth", "resnet50").name == "resnet50"
+    assert backbone_from_state(state, "a.pth", "resnet50_caffe").name == "resnet50_caffe"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "problem"),
+    [
+        ("resnet18", "resnet50", r"w.pth: not ResNet-50 weights, layer1.0.conv1.weight is \(64, 64, 3, 3\)"),
+        ("resnet50", "resnet18", "not ResNet-18 weights, layer1.0.conv1.weight"),
+        ("resnet50", "wide_resnet50_2", "not WideResNet-50-2 weights"),
+        ("wide_resnet50_2", "resnet50_caffe", "not Caffe-layout ResNet-50 weights"),
+    ],
+)
+def test_weights_of_another_backbone_are_refused(name: str, asked: str, problem: str) -> None:
+    with pytest.raises(DataError, match=problem):
+        backbone_from_state(Backbone(name).state_dict(), "w.pth", asked)
+
+
+def test_deeper_relatives_and_broken_numbers_are_refused() -> None:
+    state = Backbone("resnet18").state_dict()
+    deeper = state | {key.replace("layer1.1", "layer1.2"): value for key, value in state.items() if "layer1.1" in key}
+    with pytest.raises(DataError, match=r"no known backbone's weights, layer1\.2\..* is too much"):
+        backbone_from_state(deeper, "resnet34.pth")
+    with pytest.raises(DataError, match="not finite"):
+        backbone_from_state(state | {"conv1.bias": torch.full((64,), torch.nan)}, "w.pth")
+    full = random_full_model().state_dict()
+    del full["bn1.weight"]
+    with pytest.raises(DataError, match=r"bn1\.weight is missing"):
+        backbone_from_state(full, "w.pth")
+
+
+@pytest.mark.parametrize("damage", ["name", "state", "source", "foreign"])
+def test_a_run_folders_backbone_that_is_damaged_is_an_error(damage: str) -> None:
+    saved: dict[str, Any] = {"name": "resnet18", "state": Backbone("resnet18").state_dict(), "source": "file x"}
+    assert stored_backbone(saved, "run/backbone.pth")[1] == "file x"
+    if damage == "foreign":
+        saved["name"] = "resnet50"
+    else:
+        del saved[damage]
+    with pytest.raises(TrainingError, match=r"run/backbone\.pth") as caught:
+        stored_backbone(saved, "run/backbone.pth")
+    assert "--restart" in caught.value.hint
+
+
+# Cache
+
+
+def test_the_cache_is_searched_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDI_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    torch.save(Backbone("resnet50_caffe").state_dict(), tmp_path / "resnet50_caffe_imagenet.pth")
+    assert load_weights("auto", "resnet50_caffe")[1] == "cached resnet50_caffe_imagenet.pth"
+    # Caffe's is not torchvision's, though its name begins alike.
+    with pytest.raises(DataError, match=r"no ImageNet weights of ResNet-50: .*torchvision is not installed") as caught:
+        load_weights("auto", "resnet50")
+    assert "self" not in caught.value.hint
+    torch.save(Backbone("resnet50").state_dict(), tmp_path / "resnet50-0676ba61.pth")
+    assert load_weights("auto", "resnet50")[1] == "cached resnet50-0676ba61.pth"
+    with pytest.raises(DataError, match="WideResNet-50-2"):
+        load_weights("auto", "wide_resnet50_2")
+
+
+def test_no_library_offers_caffe_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDI_CACHE", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with pytest.raises(DataError, match="Caffe-layout ResNet-50") as caught:
+        load_weights("auto", "resnet50_caffe")
+    assert "--weights FILE" in caught.value.hint

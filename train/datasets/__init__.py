@@ -8,12 +8,21 @@ from edge.errors import DataError
 from train.datasets.base import Dataset, Mask, Sample, load_images, load_mask
 from train.datasets.folder import check_plain, read_folder
 from train.datasets.kolektor import is_kolektorsdd, is_kolektorsdd2, read_kolektorsdd, read_kolektorsdd2
+from train.datasets.medical import (
+    DISEASES,
+    class_layout,
+    is_br35h,
+    is_isic2018,
+    read_br35h,
+    read_classes,
+    read_isic2018,
+)
 from train.datasets.mvtec import categories, is_category, read_mvtec
 from train.datasets.visa import read_visa, visa_root
 
 __all__ = ["LAYOUTS", "Dataset", "Mask", "Sample", "load_images", "load_mask", "open_dataset"]
 
-LAYOUTS = ("mvtec", "folder", "visa", "kolektorsdd", "kolektorsdd2")
+LAYOUTS = ("mvtec", "folder", "visa", "kolektorsdd", "kolektorsdd2", "isic2018", "br35h", *DISEASES)
 
 
 def open_dataset(path: Path | str, *, layout: str = "auto", category: str | None = None) -> Dataset:
@@ -51,6 +60,12 @@ def _recognise(root: Path) -> str:
         return "kolektorsdd2"
     if is_kolektorsdd(root):
         return "kolektorsdd"
+    if is_isic2018(root):
+        return "isic2018"
+    if is_br35h(root):
+        return "br35h"
+    if layout := class_layout(root):
+        return layout
     if categories(root):
         return "mvtec"
     check_plain(root)
@@ -73,4 +88,10 @@ def _read(root: Path, layout: str, category: str | None) -> Dataset:
         return read_kolektorsdd(root)
     if layout == "kolektorsdd2":
         return read_kolektorsdd2(root)
+    if layout == "isic2018":
+        return read_isic2018(root)
+    if layout == "br35h":
+        return read_br35h(root)
+    if layout in DISEASES:
+        return read_classes(root, layout)
     return read_folder(root)

@@ -24,7 +24,7 @@ GOOD = "good"
 ACCEPTED = (
     "accepted: MVTec AD (train/good, test/<kind>, ground_truth/<kind>), a plain folder of good images, "
     "VisA (split_csv/1cls.csv), KolektorSDD (kos01/Part0.jpg, …), KolektorSDD2 (train and test with "
-    "NNNNN_GT.png); see docs/datasets.md"
+    "NNNNN_GT.png), ISIC2018, Br35H, OCT2017, chest X-ray; see docs/datasets.md"
 )
 
 _NAMES_SHOWN = 5
@@ -45,13 +45,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Good training images and labelled test images, each in a fixed order; paths lie under `root`."""
+    """Good training images and labelled test images, each in a fixed order; paths lie under `root`.
+
+    `coarse` are the anomalies of the training split, by image label only: for methods that learn from a few of them.
+    """
 
     name: str
     layout: str
     root: Path
     train: tuple[Sample, ...]
     test: tuple[Sample, ...] = ()
+    coarse: tuple[Sample, ...] = ()
 
     def digest(self) -> str:
         """Return the SHA-256 (hex) over the sorted relative path, size and SHA-256 of every training image.

@@ -8,6 +8,8 @@ Computers in Industry 2021.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from edge.errors import DataError
@@ -31,8 +33,8 @@ def is_kolektorsdd2(root: Path) -> bool:
 def read_kolektorsdd(root: Path) -> Dataset:
     """Return KolektorSDD: the good parts of the first half of the items train, all parts of the others test.
 
-    Items are the folders kos01, kos02, …; the half is rounded up.  The defective parts of the first half are
-    left out, so that no item is seen on both sides.
+    Items are the folders kos01, kos02, …; the half is rounded up.  The defective parts of the first half are the
+    coarse anomalies: no item is seen on both sides.
 
     Raises:
         DataError: there are no items, a part has no label image, or no good training part is left.
@@ -41,15 +43,15 @@ def read_kolektorsdd(root: Path) -> Dataset:
     if not items:
         raise DataError(f"{root} has no folders kos01, kos02, …", ACCEPTED)
     half = (len(items) + 1) // 2
-    train = [sample for item in items[:half] for sample in _samples(item, "_label") if sample.label == 0]
+    train, coarse = _split(sample for item in items[:half] for sample in _samples(item, "_label"))
     test = [sample for item in items[half:] for sample in _samples(item, "_label")]
     if not train:
         raise DataError(f"{root} has no good parts in {items[0].name} … {items[half - 1].name}", ACCEPTED)
-    return Dataset(root.resolve().name, "kolektorsdd", root, tuple(train), tuple(test))
+    return Dataset(root.resolve().name, "kolektorsdd", root, train, tuple(test), coarse)
 
 
 def read_kolektorsdd2(root: Path) -> Dataset:
-    """Return KolektorSDD2 by its published split; the defective images of `train` are left out.
+    """Return KolektorSDD2 by its published split; the defective images of `train` are the coarse anomalies.
 
     Raises:
         DataError: a folder is missing, an image has no `_GT` image, or no good training image is left.
@@ -57,11 +59,18 @@ def read_kolektorsdd2(root: Path) -> Dataset:
     for split in ("train", "test"):
         if not (root / split).is_dir():
             raise DataError(f"{root} has no folder {split}", ACCEPTED)
-    train = [sample for sample in _samples(root / "train", "_GT") if sample.label == 0]
+    train, coarse = _split(_samples(root / "train", "_GT"))
     if not train:
         raise DataError(f"{root / 'train'} has no good images", ACCEPTED)
     test = _samples(root / "test", "_GT")
-    return Dataset(root.resolve().name, "kolektorsdd2", root, tuple(train), tuple(test))
+    return Dataset(root.resolve().name, "kolektorsdd2", root, train, tuple(test), coarse)
+
+
+def _split(samples: Iterable[Sample]) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Return the good samples, and the defective ones without their masks."""
+    both = list(samples)
+    good = tuple(sample for sample in both if sample.label == 0)
+    return good, tuple(replace(sample, mask=None) for sample in both if sample.label)
 
 
 def _items(root: Path) -> list[Path]:

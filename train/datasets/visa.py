@@ -6,11 +6,11 @@ ECCV 2022.
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path, PurePosixPath
 
 from edge.errors import DataError
 from train.datasets.base import GOOD, Dataset, Sample
+from train.datasets.table import read_table
 
 _SPLIT = Path("split_csv") / "1cls.csv"
 _COLUMNS = ("object", "split", "label", "image", "mask")
@@ -26,10 +26,19 @@ def visa_root(path: Path) -> tuple[Path, str | None] | None:
     return None
 
 
+def visa_categories(root: Path) -> list[str]:
+    """Return the names of the categories in the split file, sorted.
+
+    Raises:
+        DataError: it is missing or malformed.
+    """
+    return sorted({row["object"] for row in _rows(root)})
+
+
 def read_visa(root: Path, category: str | None = None) -> Dataset:
     """Return one category by the one-class split: good images for training, the rest for testing.
 
-    Anomalous images that a split file puts into `train` are left out: training takes good images only.
+    Anomalous images that a split file puts into `train` are the coarse anomalies.
 
     Raises:
         DataError: the split file is missing or malformed, the category is missing or not given, or a listed
@@ -45,38 +54,31 @@ def read_visa(root: Path, category: str | None = None) -> Dataset:
         raise DataError(f"{root / _SPLIT} has no category '{category}'", f"it has {', '.join(names)}")
     train: list[Sample] = []
     test: list[Sample] = []
+    coarse: list[Sample] = []
     for row in (row for row in rows if row["object"] == category):
         path = _file(root, row["image"])
         if row["label"] == "normal":
             (train if row["split"] == "train" else test).append(Sample(path, 0, GOOD))
-        elif row["split"] == "test":
+        elif row["split"] == "train":
+            coarse.append(Sample(path, 1, "anomaly"))
+        else:
             mask = _file(root, row["mask"]) if row["mask"] else None
             test.append(Sample(path, 1, "anomaly", mask))
     if not train:
         raise DataError(f"{root / _SPLIT} lists no normal training images of '{category}'", "check the split file")
-    return Dataset(category, "visa", root, tuple(train), tuple(test))
+    return Dataset(category, "visa", root, tuple(train), tuple(test), tuple(coarse))
 
 
 def _rows(root: Path) -> list[dict[str, str]]:
     path = root / _SPLIT
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            absent = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
-            if absent:
-                raise DataError(f"{path} has no column {', '.join(absent)}", f"columns: {','.join(_COLUMNS)}")
-            rows = [{name: (row[name] or "").strip() for name in _COLUMNS} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error}", "restore it from the VisA archive") from error
-    for number, row in enumerate(rows, start=2):
+    rows = read_table(path, _COLUMNS)
+    for number, row in rows:
         if row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly"):
             raise DataError(
                 f"{path} line {number}: split '{row['split']}', label '{row['label']}'",
                 "split is train or test, label is normal or anomaly",
             )
-    if not rows:
-        raise DataError(f"{path} lists no images", "restore it from the VisA archive")
-    return rows
+    return [row for _, row in rows]
 
 
 def _file(root: Path, name: str) -> Path:

@@ -185,6 +185,18 @@ def test_kolektorsdd_splits_by_item(tmp_path: Path) -> None:
     assert [sample.mask is not None for sample in dataset.test] == [sample.label == 1 for sample in dataset.test]
 
 
+def test_training_defects_are_coarse_anomalies_without_masks(tmp_path: Path) -> None:
+    old, new = open_dataset(make_kolektorsdd(tmp_path / "1")), open_dataset(make_kolektorsdd2(tmp_path / "2"))
+    split = make_visa(tmp_path / "3") / "split_csv/1cls.csv"
+    split.write_text(split.read_text().replace("pcb1,test,anomaly", "pcb1,train,anomaly"))
+    visa = open_dataset(tmp_path / "3", category="pcb1")
+    assert names(old, old.coarse) == ["kos01/Part1.jpg", "kos02/Part2.jpg", "kos03/Part0.jpg"]
+    assert names(new, new.coarse) == ["train/10001.png", "train/10003.png"]
+    assert names(visa, visa.coarse) == ["pcb1/Data/Images/Anomaly/000.JPG"]
+    assert not any(sample.label for sample in visa.test)
+    assert all(s.label == 1 and s.mask is None for dataset in (old, new, visa) for s in dataset.coarse)
+
+
 def test_kolektorsdd_item_order_is_numeric(tmp_path: Path) -> None:
     make_kolektorsdd(tmp_path, 12)
     (tmp_path / "kos02").rename(tmp_path / "kos2")
