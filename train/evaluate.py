@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 
+from edge.cli import console
 from edge.cli import progress as progress_bar
 from edge.errors import DataError
-from edge.frames import F32, U8, FrameMeta, PixelFormat
+from edge.frames import F32, U8, Area, FrameMeta, PixelFormat
+from edge.images import pixel_digest
 from edge.inspection.inspector import Inspector
 from edge.inspection.result import Verdict
 from train.datasets import Dataset, Mask, Sample, load_images, load_mask
@@ -23,7 +26,7 @@ from train.metrics import Metrics, compute_metrics, image_auroc
 
 
 class Scored(NamedTuple):
-    """A model's answer for one image: image score, map maximum, anomaly map float32 `(H, W)`."""
+    """A model's answer for one image: image score, map maximum, anomaly map of the whole image, float32 `(H, W)`."""
 
     score: float
     peak: float
@@ -57,7 +60,26 @@ class BundleScorer:
         inspection = self._inspector.inspect(slot)
         if inspection.verdict is Verdict.FAULT:
             raise DataError(f"a test image cannot be inspected: {inspection.reason}", "take it out of the test set")
-        return Scored(inspection.score, inspection.peak, slot.anomaly_map)
+        return Scored(inspection.score, inspection.peak, whole_frame(slot.anomaly_map, slot.area))
+
+
+def whole_frame(anomaly_map: F32, area: Area | None) -> F32:
+    """Return the part of a map that the frame covers, all of it or `area`, as large as the map was.
+
+    So that all maps of a test set are of one size, and images of different sizes count alike.
+    """
+    if area is None or area[2:] == anomaly_map.shape:
+        return anomaly_map
+    top, left, height, width = area
+    return resized_map(anomaly_map[top : top + height, left : left + width], anomaly_map.shape)
+
+
+def resized_map(anomaly_map: F32, size: tuple[int, ...]) -> F32:
+    """Return a map at another `(height, width)`: means where both sides shrink, else interpolated linearly."""
+    height, width = size
+    shrinks = height <= anomaly_map.shape[0] and width <= anomaly_map.shape[1]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(anomaly_map, (width, height), interpolation=how), np.float32)
 
 
 @dataclass(frozen=True)
@@ -124,13 +146,22 @@ class Evaluation:
         return json.dumps(self.summary(), allow_nan=False)
 
 
-def evaluate(scorer: Scorer, dataset: Dataset, *, progress: bool = True) -> Evaluation:
+def evaluate(
+    scorer: Scorer,
+    dataset: Dataset,
+    *,
+    size: tuple[int, int] | None = None,
+    trained: Collection[str] = (),
+    progress: bool = True,
+) -> Evaluation:
     """Score every test image of `dataset` and compute its metrics, with a progress bar on stderr.
 
-    Maps are kept in float32: a thousand of them at 256² are 260 MB.
+    Maps and masks are compared at `size`, `(height, width)`, or else at the size of the scorer's maps.  Maps are kept
+    in float32: a thousand of them at 256² are 260 MB.  Images whose `pixel_digest` is in `trained` are left out and
+    counted on the console: what was learnt from, coarse anomalies among it, says nothing of new parts.
 
     Raises:
-        DataError: there is no readable test image, a mask does not fit its image, or the model gives NaN or
+        DataError: there is no readable test image to score, a mask does not fit its image, or the model gives NaN or
             infinity.
     """
     if not dataset.test:
@@ -143,14 +174,20 @@ def evaluate(scorer: Scorer, dataset: Dataset, *, progress: bool = True) -> Eval
     masks: list[Mask | None] = []
     seconds: list[float] = []
     skipped: list[Path] = []
+    known: list[Path] = []
     with progress_bar() as bar:
         task = bar.add_task(f"evaluating {dataset.name}", total=len(dataset.test), note="", visible=progress)
         for sample, image in load_images(dataset.test, skipped=skipped):
+            if trained and pixel_digest(image) in trained:
+                known.append(sample.path)
+                continue
             started = time.perf_counter()
             scored = scorer.score(image)
             seconds.append(time.perf_counter() - started)
             # A copy: the scorer may write its next map into the same memory.
             anomaly_map = np.array(scored.anomaly_map, np.float32)
+            if size is not None and size != anomaly_map.shape:
+                anomaly_map = resized_map(anomaly_map, size)
             _check_finite(sample, scored, anomaly_map)
             maps.append(anomaly_map)
             masks.append(load_mask(sample, anomaly_map.shape, image_shape=image.shape))
@@ -158,8 +195,15 @@ def evaluate(scorer: Scorer, dataset: Dataset, *, progress: bool = True) -> Eval
             records.append(
                 Record(sample.path, name, sample.kind, sample.label, float(scored.score), float(scored.peak))
             )
-            bar.update(task, completed=len(records) + len(skipped))
+            bar.update(task, completed=len(records) + len(skipped) + len(known))
         bar.update(task, completed=len(dataset.test))
+    if known:
+        console.print(f"{len(known)} of {len(dataset.test)} test images left out: the model was trained on them")
+    if not records:
+        raise DataError(
+            f"data set '{dataset.name}': the model was trained on every readable test image",
+            "evaluate on images that it has not seen",
+        )
     labels = [record.label for record in records]
     return Evaluation(
         dataset=dataset.name,

@@ -16,17 +16,21 @@ from edge.files import utf8_text
 from edge.frames import F32, U8, PixelFormat
 from edge.images import pixel_digest
 from edge.inspection.native import Preprocessor
-from edge.manifest import InputSpec, MapSpec
+from edge.manifest import ONE_TILE, CanvasSpec, InputSpec, MapSpec
 from train.datasets import Sample, load_images
+from train.redi.maps import make_map
 
 
 @dataclass
 class PreparedImages:
-    """Every readable image, prepared once.
+    """Every readable image, prepared once.  A row is one tile: `tiles` rows in a row are one image.
 
     `x` is float16 `(N, 3, H, W)` (half the memory, and finer than the 8 bits it came from), `h` float32
-    `(N, map channels, rows, columns)`, `descriptors` float32 `(N, D)`, `names` the files in
-    order, `digests` those of their pixels.  All of it stays in main memory; batches are handed out on `device`.
+    `(N, map channels, rows, columns)`, `descriptors` float32 `(N, D)`; of the images, `names` are the files in order,
+    `digests` those of their pixels.  All of it stays in main memory; batches are handed out on `device`.
+
+    `blocks` says what the rows are: first every image as it is (`""`), then maybe copies of them all in the same order
+    (`train.variants`), `turned` or `altered`; the `H` of an altered row is not that of its `X`.
     """
 
     x: Tensor
@@ -35,9 +39,34 @@ class PreparedImages:
     names: list[str]
     digests: list[str]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    tiles: int = 1
+    blocks: tuple[str, ...] = ("",)
 
     def __len__(self) -> int:
-        return len(self.names)
+        """How many rows there are."""
+        return len(self.descriptors)
+
+    @property
+    def origins(self) -> NDArray[np.int64]:
+        """Which image each row is a tile of, `(N,)`."""
+        return np.arange(len(self)) % self._block // self.tiles
+
+    @property
+    def plain(self) -> NDArray[np.int64]:
+        """The rows whose `H` and `X` belong together, `(M,)`: those that may prompt."""
+        whole = np.array([block != "altered" for block in self.blocks])
+        return np.flatnonzero(whole[np.arange(len(self)) // self._block])
+
+    @property
+    def _block(self) -> int:
+        return len(self) // len(self.blocks)
+
+    def row_name(self, row: int) -> str:
+        """Return the file's name, and where it has several tiles, which one this is."""
+        block, place = divmod(int(row), self._block)
+        image, tile = divmod(place, self.tiles)
+        name = self.names[image] if self.tiles == 1 else f"{self.names[image]}#{tile}"
+        return f"{name} ({self.blocks[block]})" if self.blocks[block] else name
 
     def images(self, indices: NDArray[np.int64]) -> Tensor:
         """Return `X` of these rows on `device`, float32, channels last."""
@@ -50,29 +79,40 @@ class PreparedImages:
 
 
 class Preparer:
-    """Turns one image into `(X, H, descriptor)`; the arrays are reused, so copy what is kept."""
+    """Turns one tile of an image into `(X, H, descriptor)`; the arrays are reused, so copy what is kept."""
 
-    def __init__(self, input_spec: InputSpec, map_spec: MapSpec) -> None:
-        self._kernels = Preprocessor(input_spec, map_spec)
+    def __init__(self, input_spec: InputSpec, map_spec: MapSpec, canvas: CanvasSpec = ONE_TILE) -> None:
+        self._kernels = Preprocessor(input_spec, map_spec, canvas)
+        self.canvas = self._kernels.canvas
+        self._map = make_map(input_spec, map_spec)
         self.x = np.zeros((3, input_spec.height, input_spec.width), np.float32)
-        self.h = np.zeros(self._kernels.map_shape, np.float32)
+        self._hog = self.h = np.zeros(self._kernels.map_shape, np.float32)
         self.descriptor = np.zeros(self._kernels.descriptor_size, np.float32)
 
-    def __call__(self, image: U8) -> None:
-        """Prepare a BGR image `(H, W, 3)` of any size."""
-        self._kernels(image, PixelFormat.BGR8, self.x, self.h, self.descriptor)
+    def __call__(self, image: U8, tile: int = 0) -> None:
+        """Prepare a tile of a BGR image `(H, W, 3)` of any size."""
+        self._kernels(image, PixelFormat.BGR8, self.x, self._hog, self.descriptor, tile)
+        if self._map is not None:
+            self.h = self._map(torch.from_numpy(self.x)[None])[0].numpy()
 
 
 def prepare(
-    samples: Sequence[Sample], input_spec: InputSpec, map_spec: MapSpec, device: torch.device
+    samples: Sequence[Sample],
+    input_spec: InputSpec,
+    map_spec: MapSpec,
+    device: torch.device,
+    canvas: CanvasSpec = ONE_TILE,
+    *,
+    fewest: int = 2,
 ) -> PreparedImages:
     """Read and prepare `samples`, to be used on `device`; unreadable ones are named, counted and left out.
 
     Raises:
-        DataError: fewer than two images are readable.
+        DataError: fewer than `fewest` images are readable.
     """
-    preparer = Preparer(input_spec, map_spec)
-    x: list[NDArray[np.float16]] = []
+    preparer = Preparer(input_spec, map_spec, canvas)
+    # Made at once: a list of tiles and their stack would hold everything twice.
+    x = torch.empty(len(samples) * canvas.tiles, *preparer.x.shape, dtype=torch.float16)
     h: list[F32] = []
     descriptors: list[F32] = []
     names: list[str] = []
@@ -80,18 +120,25 @@ def prepare(
     with progress(transient=True) as bar:
         task = bar.add_task("reading images", total=len(samples), note="")
         for sample, image in load_images(samples):
-            preparer(image)
-            x.append(preparer.x.astype(np.float16))
-            h.append(preparer.h.copy())
-            descriptors.append(preparer.descriptor.copy())
+            for tile in range(canvas.tiles):
+                preparer(image, tile)
+                x[len(descriptors)] = torch.from_numpy(preparer.x)
+                h.append(preparer.h.copy())
+                descriptors.append(preparer.descriptor.copy())
             names.append(utf8_text(sample.path.name))
             digests.append(pixel_digest(image))
             bar.advance(task)
-    if len(names) < 2:
+    if len(names) < fewest:
         raise DataError(
-            f"{len(names)} readable training image: recovery needs a second one as its prompt",
+            f"{len(names)} readable training image: one alone does not show what is common to good parts",
             "photograph more good parts: 50 make a useful model, 200 a good one",
         )
     return PreparedImages(
-        torch.from_numpy(np.stack(x)), torch.from_numpy(np.stack(h)), np.stack(descriptors), names, digests, device
+        x[: len(descriptors)],
+        torch.from_numpy(np.stack(h)),
+        np.stack(descriptors),
+        names,
+        digests,
+        device,
+        canvas.tiles,
     )

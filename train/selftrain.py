@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.backbones import RESNET18_SCALES, ResNet18, State, fold_batch_norm
+from train.distributed import share
 from train.prepared import PreparedImages
+from train.trainer import Phase
 
 F32 = NDArray[np.float32]
 
@@ -33,7 +35,7 @@ class DensePretext(nn.Module):
         return [head(f) for head, f in zip(self.heads, self.extractor(x), strict=True)]
 
 
-class SelfPhase:
+class SelfPhase(Phase):
     """Pretext training as a phase: altered crops of good images, both tasks at every scale."""
 
     name = "self-training"
@@ -59,6 +61,7 @@ class SelfPhase:
             crops[place] += rng.normal(0, 0.15, (3, 1, 1)).astype(np.float32)
             for _ in range(int(rng.integers(1, 4))):
                 alter(crops[place], masks[place, 0], rng)
+        crops, masks = share(crops, masks)
         device = self._images.device
         x = torch.from_numpy(crops).to(device).contiguous(memory_format=torch.channels_last)
         mask = torch.from_numpy(masks).to(device)

@@ -1,16 +1,17 @@
-"""Two-stage training of ReDi: recover first, then the Feature Recovery Block on cached features.
+"""The training loop that every method's phases run in.
 
 Everything random is drawn from `(seed, phase, step)`, so a run that was killed and resumed takes the very steps it
-would have taken.  What does not change is computed once: `X`, `H`, prompts, and in stage 2, where `phi` and recover
-are frozen, the features `F_X` and `R_Y` of every image.
+would have taken.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -21,11 +22,14 @@ from torch import Tensor, nn
 
 from edge.cli import console, progress
 from edge.errors import TrainingError
+from train.agreement import on_leader
+from train.batchnorm import share_batch_norms
 from train.config import TrainConfig
+from train.distributed import check_batch, reduce_gradients, stepping, synchronise, total, weight, world
 from train.runfolder import RunFolder
 
-#: Seconds between two checkpoints: the most that a kill -9 costs.
-CHECKPOINT_SECONDS = 20.0
+#: Seconds between two checkpoints, the most that a kill -9 costs; where one takes long, this many times as long.
+CHECKPOINT_SECONDS, CHECKPOINT_TIMES = 20.0, 20.0
 
 
 class StepLog(Protocol):
@@ -53,26 +57,59 @@ class Budget:
         return math.inf if self.minutes is None else self.minutes * 60 - self.used
 
 
+#: A scalar loss of the images in these rows; whatever is random in it is drawn from the generator.
+Loss = Callable[[NDArray[np.int64], np.random.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimiser's part of a step: Adam moves `module` against `loss`, at the schedule's share of rate `peak`."""
+
+    module: nn.Module
+    loss: Loss
+    peak: float
+
+
 class Phase(Protocol):
-    """One stage of training: what `run_phase` drives."""
+    """One stage of training: what `run_phase` drives.  `module` holds all that it trains.
+
+    Over several processes every one calls `loss` with the whole batch and the same generator: draw for all rows, then
+    keep `train.distributed.share(rows, draws)`, and return the mean over those.
+    """
 
     name: str
     module: nn.Module
 
     def loss(self, indices: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
         """Return the scalar loss of the images in these rows."""
+        ...
+
+    def updates(self, peak: float) -> list[Update]:
+        """Return the updates that make a step, in order; `peak` is the run's learning rate."""
+        return [Update(self.module, self.loss, peak)]
 
 
 def choose_device(name: str) -> torch.device:
     """Return the device called `auto`, `cpu` or `cuda`; auto takes a GPU where PyTorch finds one.
 
+    Of several processes on a machine, each gets a GPU of its own.
+
     Raises:
-        TrainingError: `cuda` was asked for and there is none.
+        TrainingError: `cuda` was asked for and there is none, or none for this process.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise TrainingError(f"--device {name}: PyTorch {torch.__version__} finds no CUDA GPU here", "use --device cpu")
+    if name == "cuda" and world() > 1:
+        place = int(os.environ.get("LOCAL_RANK", "0"))
+        if place >= torch.cuda.device_count():
+            raise TrainingError(
+                f"process {place} of this machine finds no GPU for itself: there are {torch.cuda.device_count()}",
+                "start one process per GPU (--nproc-per-node), or use --device cpu",
+            )
+        torch.cuda.set_device(place)
+        return torch.device("cuda", place)
     return torch.device(name)
 
 
@@ -143,35 +180,48 @@ class Trainer:
         self._half = mixed_precision(device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._half is torch.float16)
         self.history: dict[str, Any] = {}
+        #: Weights of the phases that are over, by name: every checkpoint carries them along.
+        self.finished: dict[str, Any] = {}
 
     def plan(self, count: int, epochs: float, share: float) -> Plan:
         """Plan `epochs` passes over `count` images, or in a timed run, `share` of the time that is left."""
         if self.budget.minutes is not None:
-            return Plan(seconds=max(0.0, self.budget.left() * share))
+            return Plan(seconds=on_leader(lambda: max(0.0, self.budget.left() * share)))
         return Plan(steps=max(1, round(epochs * steps_per_epoch(count, self.config.batch))))
 
-    def run_phase(self, phase: Phase, count: int, plan: Plan, others: Mapping[str, Any], salt: int) -> None:
+    def run_phase(self, phase: Phase, count: int, plan: Plan, salt: int) -> None:
         """Train `phase.module` to the end of its plan, resuming where a checkpoint of this phase stands.
 
-        A resumed phase keeps the plan it began with.  `others` is state that the checkpoint must carry along
-        (finished modules); `salt` keeps the phases' random draws apart.
+        A resumed phase keeps the plan it began with, and one that was over is only loaded.  `salt` keeps the phases'
+        random draws apart.
 
         Raises:
-            TrainingError: the loss stopped being finite.
+            TrainingError: the checkpoint does not fit, or a loss stopped being finite.
         """
-        optimiser = torch.optim.Adam(phase.module.parameters(), self.config.learning_rate, betas=(0.5, 0.999))
-        saved = self.folder.load("checkpoint.pt")
+        check_batch(min(self.config.batch, count))
+        share_batch_norms(phase.module)
+        updates = phase.updates(self.config.learning_rate)
+        optimisers = [torch.optim.Adam(u.module.parameters(), u.peak, betas=(0.5, 0.999)) for u in updates]
         step, earlier = 0, 0.0
-        if saved is not None and saved["phase"] == phase.name:
-            phase.module.load_state_dict(saved["module"])
-            optimiser.load_state_dict(saved["optimiser"])
-            step, earlier, plan = int(saved["step"]), float(saved["elapsed"]), Plan(**saved["plan"])
-            console.print(f"{phase.name}: resuming at step {step}")
+        with self._checkpoint_fits():
+            if phase.name in self.finished:
+                phase.module.load_state_dict(self.finished[phase.name])
+                phase.module.eval()
+                return
+            saved = self.folder.load("checkpoint.pt")
+            if saved is not None and saved["phase"] == phase.name:
+                phase.module.load_state_dict(saved["module"])
+                for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
+                    optimiser.load_state_dict(state)
+                step, earlier, plan = int(saved["step"]), float(saved["elapsed"]), Plan(**saved["plan"])
+                console.print(f"{phase.name}: resuming at step {step}")
+        synchronise(phase.module)
         phase.module.train()
         per_epoch = steps_per_epoch(count, self.config.batch)
         smoothed = math.nan
         seed = (self.config.seed, salt)
         begin = last_save = time.monotonic()
+        saving = 0.0
 
         def elapsed() -> float:
             return earlier + time.monotonic() - begin
@@ -185,35 +235,37 @@ class Trainer:
                     "elapsed": elapsed(),
                     "plan": asdict(plan),
                     "module": phase.module.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "others": dict(others),
+                    "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+                    "finished": self.finished,
                     "spent": self.budget.used,
                     "history": self.history,
                 },
             )
 
-        with progress() as bar:
+        with progress() as bar, stepping() as agreed:
             task = bar.add_task(phase.name, total=plan.steps or math.ceil(plan.seconds or 0), note="")
             rows = batches(count, self.config.batch, seed, step)
             try:
-                while (fraction := plan.fraction(step, elapsed())) < 1:
-                    rate = learning_rate(fraction, self.config.learning_rate)
-                    value = self._step(phase, optimiser, next(rows), np.random.default_rng([*seed, 1, step]), rate)
-                    if not math.isfinite(value):
+                while (fraction := plan.fraction(step, agreed(elapsed()))) < 1:
+                    rng = np.random.default_rng([*seed, 1, step])
+                    values = self._step(phase, updates, optimisers, next(rows), rng, fraction)
+                    if not all(map(math.isfinite, values)):
                         raise TrainingError(
-                            f"{phase.name}: the loss became {value} at step {step}",
+                            f"{phase.name}: the loss became {values} at step {step}",
                             "train in a new --out with a lower --learning-rate",
                         )
+                    # The last update's: that of what is exported.
+                    value = values[-1]
                     smoothed = value if math.isnan(smoothed) else 0.95 * smoothed + 0.05 * value
                     step += 1
                     if step % 5 == 0:
-                        self.log.add_scalar(f"loss/{phase.name}", value, step)
-                        self.log.add_scalar(f"rate/{phase.name}", rate, step)
+                        self._log(phase.name, values, learning_rate(fraction, updates[-1].peak), step)
                     done = step if plan.steps is not None else min(elapsed(), plan.seconds or 0)
                     bar.update(task, completed=int(done), note=f"epoch {step / per_epoch:.1f} loss {smoothed:.4f}")
-                    if time.monotonic() - last_save > CHECKPOINT_SECONDS:
+                    if (now := time.monotonic()) - last_save > max(CHECKPOINT_SECONDS, CHECKPOINT_TIMES * saving):
                         checkpoint()
                         last_save = time.monotonic()
+                        saving = last_save - now
             except KeyboardInterrupt:
                 checkpoint()
                 console.print("stopped; the same command resumes here")
@@ -222,24 +274,49 @@ class Trainer:
         self.history[phase.name] = {"steps": step, "epochs": round(step / per_epoch, 2), "loss": round(smoothed, 5)}
         checkpoint()
         phase.module.eval()
+        self.finished[phase.name] = phase.module.state_dict()
 
     def _step(
         self,
         phase: Phase,
-        optimiser: torch.optim.Optimizer,
+        updates: Sequence[Update],
+        optimisers: Sequence[torch.optim.Optimizer],
         rows: NDArray[np.int64],
         rng: np.random.Generator,
-        rate: float,
-    ) -> float:
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        with torch.autocast(self.device.type, dtype=self._half or torch.bfloat16, enabled=self._half is not None):
-            loss = phase.loss(rows, rng)
-        optimiser.zero_grad(set_to_none=True)
-        # Only fp16 needs scaling; disabled, the scaler passes everything through.
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self._scaler.unscale_(optimiser)
-        nn.utils.clip_grad_norm_(phase.module.parameters(), self.config.clip_norm)
-        self._scaler.step(optimiser)
+        fraction: float,
+    ) -> list[float]:
+        """Take the phase's updates in order and return their losses."""
+        values = []
+        for update, optimiser in zip(updates, optimisers, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(fraction, update.peak)
+            with torch.autocast(self.device.type, dtype=self._half or torch.bfloat16, enabled=self._half is not None):
+                loss = update.loss(rows, rng)
+            optimiser.zero_grad(set_to_none=True)
+            # Only fp16 needs scaling; disabled, the scaler passes everything through.
+            self._scaler.scale(loss * weight(len(rows))).backward()  # type: ignore[no-untyped-call]
+            reduce_gradients(update.module)
+            self._scaler.unscale_(optimiser)
+            nn.utils.clip_grad_norm_(update.module.parameters(), self.config.clip_norm)
+            self._scaler.step(optimiser)
+            values.append(total(float(loss.detach()) * weight(len(rows))))
         self._scaler.update()
-        return float(loss.detach())
+        return values
+
+    def _log(self, name: str, values: Sequence[float], rate: float, step: int) -> None:
+        for place, value in enumerate(values):
+            # The last one has the phase's own name, so that runs of all methods can be laid side by side.
+            tag = f"loss/{name}" if place == len(values) - 1 else f"loss/{name}/{place}"
+            self.log.add_scalar(tag, value, step)
+        self.log.add_scalar(f"rate/{name}", rate, step)
+
+    @contextmanager
+    def _checkpoint_fits(self) -> Iterator[None]:
+        try:
+            yield
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            path = self.folder.path / "checkpoint.pt"
+            raise TrainingError(
+                f"{path}: damaged, or of another release ({type(error).__name__})",
+                f"delete {path} and resume, or use --restart",
+            ) from error

@@ -10,9 +10,9 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from edge.errors import DataError
-from edge.frames import F32, U8
+from edge.frames import F32, U8, Area
 from train.datasets import Dataset, open_dataset
-from train.evaluate import Scored, evaluate
+from train.evaluate import Scored, evaluate, resized_map, whole_frame
 from train.metrics import compute_metrics
 
 SIZE = 32
@@ -133,3 +133,32 @@ def test_a_mask_of_another_aspect_is_an_error(dataset: Dataset) -> None:
     Image.fromarray(np.ones((10, 20), np.uint8)).save(dataset.root / "ground_truth/bright/0_mask.png")
     with pytest.raises(DataError, match=r"0_mask\.png is 20×10.*64×64"):
         evaluate(Brightness(), dataset)
+
+
+def test_maps_are_compared_at_the_size_asked_for(dataset: Dataset) -> None:
+    evaluation = evaluate(Brightness(), dataset, size=(16, 64))
+    assert {anomaly_map.shape for anomaly_map in evaluation.maps} == {(16, 64)}
+    assert {mask.shape for mask in evaluation.masks if mask is not None} == {(16, 64)}
+    # The bright spots are still where their masks are.
+    assert evaluation.metrics.pixel_auroc == pytest.approx(
+        evaluate(Brightness(), dataset).metrics.pixel_auroc, abs=0.05
+    )
+
+
+def test_a_padded_map_is_stretched_over_the_frame_alone() -> None:
+    anomaly_map = np.zeros((8, 12), np.float32)
+    anomaly_map[:, 4:6], anomaly_map[:, 6:8] = 1, 3
+    whole = whole_frame(anomaly_map, Area(0, 4, 8, 4))
+    assert whole.shape == (8, 12)
+    assert (whole[:, :4] == 1).all()
+    assert (whole[:, 8:] == 3).all()
+    assert whole_frame(anomaly_map, Area(0, 0, 8, 12)) is anomaly_map
+    assert whole_frame(anomaly_map, None) is anomaly_map
+
+
+def test_shrunk_maps_keep_their_mean_and_grown_ones_their_values() -> None:
+    anomaly_map = np.random.default_rng(0).random((8, 12)).astype(np.float32)
+    expected = anomaly_map.reshape(4, 2, 6, 2).mean((1, 3))
+    np.testing.assert_allclose(resized_map(anomaly_map, (4, 6)), expected, rtol=1e-6)
+    grown = resized_map(anomaly_map, (24, 36))
+    np.testing.assert_allclose(grown[1::3, 1::3], anomaly_map, rtol=1e-6)

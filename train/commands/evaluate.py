@@ -12,6 +12,7 @@ from rich.table import Table
 
 from edge.cli import command, console, output_console, require_extra
 from train.commands import NEEDED
+from train.commands.run import input_size
 
 if TYPE_CHECKING:
     from train.evaluate import Evaluation, Scorer
@@ -35,9 +36,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("model", metavar="RUN", type=Path, help="the folder that train-run made, or a bundle")
     p.add_argument("data", metavar="DATA", type=Path, help="a data set with test images (see docs/datasets.md)")
     p.add_argument(
-        "--layout", default="auto", help="mvtec, visa, kolektorsdd or kolektorsdd2, where it is not recognised (auto)"
+        "--layout",
+        default="auto",
+        help="mvtec, visa, … (docs/datasets.md lists them), where it is not recognised (auto)",
     )
     p.add_argument("--category", help="category of a data set that holds several")
+    p.add_argument(
+        "--size", metavar="S|WxH", help="compare maps and masks at this size, multiples of 32 (the size of the maps)"
+    )
     p.add_argument("--json", action="store_true", help="print one line of JSON on stdout")
     p.add_argument("--report", type=Path, metavar="DIR", help="write an HTML report with curves and overlays")
     return p
@@ -47,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = parser().parse_args(argv)
+    size = input_size(args.size) if args.size else None
     require_extra("train", *NEEDED)
 
     from train.datasets import open_dataset
@@ -55,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     dataset = open_dataset(args.data, layout=args.layout, category=args.category)
     with ExitStack() as stack:
-        scorer, threshold = _open(args.model, stack)
-        evaluation = evaluate(scorer, dataset)
+        scorer, threshold, trained = _open(args.model, stack)
+        evaluation = evaluate(scorer, dataset, size=size, trained=trained)
     if args.report is not None:
         title = f"{dataset.name} — {args.model.name}"
         write_report(args.report, evaluation, title=title, threshold=threshold)
@@ -68,20 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _open(model: Path, stack: ExitStack) -> tuple[Scorer, float | None]:
-    """Return the scorer of a run folder or a bundle, and the threshold where one is known."""
+def _open(model: Path, stack: ExitStack) -> tuple[Scorer, float | None, frozenset[str]]:
+    """Return the scorer of a run folder or a bundle, the threshold where one is known, and what was trained on."""
     if model.is_dir():
         from train.runfolder import RunFolder
         from train.trained import load_trained
 
-        return load_trained(RunFolder(model)).scorer(), None
+        run = load_trained(RunFolder(model))
+        return run.scorer(), None, frozenset(run.digests)
     from edge.bundle import Bundle
     from edge.inspection.inspector import Inspector
     from train.evaluate import BundleScorer
 
     bundle = stack.enter_context(Bundle.open(model))
     inspector = stack.enter_context(Inspector(bundle, uncalibrated=True))
-    return BundleScorer(inspector), bundle.calibration.threshold if bundle.calibration else None
+    return BundleScorer(inspector), bundle.calibration.threshold if bundle.calibration else None, bundle.trained
 
 
 def _print_table(evaluation: Evaluation, threshold: float | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import msgspec
@@ -17,10 +18,11 @@ from edge.cli import console, progress
 from edge.errors import TrainingError
 from edge.files import utf8_text
 from edge.frames import U8
-from edge.manifest import Golden, GoldenFrame
+from edge.manifest import PROMPT_CHOICES, Golden, GoldenFrame
 from train.datasets import load_images, open_dataset
+from train.detector import Bank
 from train.export.golden import golden_images
-from train.export.graph import HalfCore, RoundedCore, example_inputs, export_graph, fused
+from train.export.graph import HalfCore, RoundedCore, export_graph, fused
 from train.runfolder import RunFolder
 from train.trained import TorchScorer, load_trained
 
@@ -45,11 +47,18 @@ def export_bundle(folder: RunFolder, out: Path, *, fp16: bool, golden_count: int
     """Write the run's bundle to `out`, atomically.
 
     Raises:
-        TrainingError: the run is not finished, or fp16 moves a golden score by more than `FP16_TOLERANCE`.
+        TrainingError: the run is not finished, it chooses prompts as no station can, or fp16 moves a golden score by
+            more than `FP16_TOLERANCE`.
         DataError: the training images, from which golden frames are taken, are gone.
     """
     trained = load_trained(folder)
     config = trained.config
+    choice = trained.spec.core.prompt_choice
+    if choice not in PROMPT_CHOICES:
+        raise TrainingError(
+            f"{folder.path}: --prompt {choice} cannot be exported: a station chooses before its network runs",
+            "train with --prompt nearest-hog; train-eval scores this run as it is",
+        )
     samples = open_dataset(config.data, layout=config.layout, category=config.category).train
     step = max(1, len(samples) // golden_count)
     chosen = [image for _, image in load_images(samples[::step][:golden_count])]
@@ -59,23 +68,20 @@ def export_bundle(folder: RunFolder, out: Path, *, fp16: bool, golden_count: int
         recorded = _score(trained.scorer(), frames)
         bar.update(task, advance=1, note="tracing the core to ONNX")
         core = fused(trained.model)
-        graph = export_graph(HalfCore(core) if fp16 else core, example_inputs(trained.model))
+        graph = export_graph(HalfCore(core) if fp16 else core, trained.spec)
         bar.update(task, advance=1, note="writing the bundle")
         error = _fp16_error(recorded, _score(trained.scorer(RoundedCore(core)), frames)) if fp16 else None
         golden = Golden(
             tolerance=FP16_TOLERANCE if fp16 else GOLDEN_TOLERANCE,
             frames=tuple(GoldenFrame(name, score, peak) for name, score, peak in recorded),
         )
-        bank_type = np.float16 if fp16 else np.float32
         members: dict[str, bytes | np.ndarray] = {
             "core.onnx": graph,
             "golden.json": msgspec.json.encode(golden),
-            "prompts/descriptors.npy": trained.descriptors,
             "trained.json": msgspec.json.encode(sorted(trained.digests)),
-            "prompts/names.json": msgspec.json.encode(trained.prompt_names),
         }
-        for name, tensor in trained.bank.items():
-            members[f"prompts/{name}.npy"] = tensor.numpy().astype(bank_type)
+        if trained.bank is not None:
+            members |= _prompts(trained.bank, np.float16 if fp16 else np.float32)
         for name, image in frames:
             members[f"golden/{name}.png"] = _png(image)
         provenance = {
@@ -83,10 +89,20 @@ def export_bundle(folder: RunFolder, out: Path, *, fp16: bool, golden_count: int
             "run": utf8_text(folder.path.resolve().name),
             "exported_by": f"redi-edge {__version__}, torch {torch.__version__}, python {platform.python_version()}",
         }
-        model = trained.model.spec("fp16" if fp16 else "fp32")
+        model = trained.spec_in("fp16" if fp16 else "fp32")
         write_bundle(out, model=model, members=members, provenance=provenance)
         bar.update(task, advance=1)
     return ExportReport(out, out.stat().st_size, len(frames), error)
+
+
+def _prompts(bank: Bank, number: type[np.floating[Any]]) -> dict[str, bytes | np.ndarray]:
+    members: dict[str, bytes | np.ndarray] = {
+        "prompts/descriptors.npy": bank.descriptors,
+        "prompts/names.json": msgspec.json.encode(bank.names),
+    }
+    for name, tensor in bank.features.items():
+        members[f"prompts/{name}.npy"] = tensor.numpy().astype(number)
+    return members
 
 
 def _score(scorer: TorchScorer, frames: list[tuple[str, U8]]) -> list[tuple[str, float, float]]:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edge.errors import TrainingError
-from train.redi.model import INPUT_NAMES, OUTPUT_NAMES, ReDi
+from edge.manifest import ModelSpec
+from train.detector import D, Detector, input_shapes, output_names
 
 #: TensorRT 10.3's parser and OpenVINO 2025 both read it whole.
 OPSET = 18
@@ -29,13 +30,13 @@ class HalfCore(nn.Module):
     Norms and softmax stay in float32 (see `train.redi.recover`): in fp16 a sum of squares overflows at 65504.
     """
 
-    def __init__(self, model: ReDi) -> None:
+    def __init__(self, model: Detector) -> None:
         super().__init__()
         self.core = copy.deepcopy(model).half().eval()
 
-    def forward(self, x: Tensor, h: Tensor, prompt_key: Tensor, prompt_value: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Take and return float32; compute in fp16."""
-        outputs = self.core(x.half(), h.half(), prompt_key.half(), prompt_value.half())
+        outputs = self.core(*(value.half() for value in inputs))
         return tuple(output.float() for output in outputs)
 
 
@@ -61,8 +62,9 @@ class RoundedCore(nn.Module):
         return tuple(output.half().float() for output in outputs)
 
 
-def _round_output(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-    return output.half().float()
+def _round_output(_module: nn.Module, _inputs: object, output: Any) -> Tensor | None:
+    # What passes several tensors through unchanged needs no rounding.
+    return output.half().float() if isinstance(output, Tensor) else None
 
 
 def fuse_batch_norms(module: nn.Module) -> None:
@@ -76,23 +78,20 @@ def fuse_batch_norms(module: nn.Module) -> None:
                 child[place], child[place + 1] = fuse_conv_bn_eval(first, second), nn.Identity()
 
 
-def fused(model: ReDi) -> ReDi:
+def fused(model: D) -> D:
     """Return a frozen copy of the core with every batch norm folded."""
     core = copy.deepcopy(model).eval()
     fuse_batch_norms(core)
     return core
 
 
-def example_inputs(model: ReDi) -> tuple[Tensor, ...]:
+def example_inputs(spec: ModelSpec) -> tuple[Tensor, ...]:
     """Zero inputs of the core's shapes, batch 1."""
-    spec = model.spec()
-    h = (spec.map.orientations, spec.input.height // spec.map.cell, spec.input.width // spec.map.cell)
-    shapes = [(3, spec.input.height, spec.input.width), h, *spec.core.prompt_features.values()]
-    return tuple(torch.zeros(1, *shape) for shape in shapes)
+    return tuple(torch.zeros(1, *shape) for shape in input_shapes(spec).values())
 
 
-def export_graph(core: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
-    """Export to ONNX, one file, checked.
+def export_graph(core: nn.Module, spec: ModelSpec) -> bytes:
+    """Export `core`, which has the inputs and outputs that `spec` states, to ONNX, one file, checked.
 
     Raises:
         TrainingError: the graph does not pass ONNX's checker, or holds a value that is not finite.
@@ -100,9 +99,9 @@ def export_graph(core: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
     with _quiet(), torch.no_grad():
         program: Any = torch.onnx.export(
             core,
-            inputs,
-            input_names=list(INPUT_NAMES),
-            output_names=list(OUTPUT_NAMES),
+            example_inputs(spec),
+            input_names=list(input_shapes(spec)),
+            output_names=output_names(spec),
             opset_version=OPSET,
             dynamo=True,
             optimize=True,

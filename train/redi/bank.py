@@ -25,14 +25,39 @@ def k_centre(descriptors: F32, count: int) -> NDArray[np.int64]:
     return np.asarray(chosen, np.int64)
 
 
-def assign_prompts(descriptors: F32, bank: NDArray[np.int64], choices: int = 1) -> NDArray[np.int64]:
-    """For each row, the `choices` most similar bank entries other than itself, best first.
+def random_prompts(
+    count: int, bank: NDArray[np.int64], seed: int, origins: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """For each of `count` rows, bank entries of other images in an order of their own, drawn from `seed`.
 
-    Returns indices into `bank`, shape `(N, choices)`.  An image must not be its own prompt in training, or recovery
-    would be copying.  With a bank of one image, that image alone has no other and gets itself.
+    `origins` `(count,)` says which image each row is from; by default each is one of its own.  Returns indices into
+    `bank`, shape `(count, choices)`: as many as every row has, except those that have none and get their own image's.
     """
-    similarity = descriptors @ descriptors[bank].T
-    similarity[bank, np.arange(len(bank))] = -np.inf
-    choices = min(choices, max(1, len(bank) - 1))
+    origins = np.arange(count) if origins is None else origins
+    rng = np.random.default_rng([seed, len(bank)])
+    order = np.stack([rng.permutation(len(bank)) for _ in range(count)])
+    own = origins[bank[order]] == origins[:, None]
+    others_first = np.take_along_axis(order, np.argsort(own, axis=1, kind="stable"), axis=1)
+    return others_first[:, : _choices(own)].astype(np.int64)
+
+
+def assign_prompts(
+    descriptors: F32, bank: NDArray[np.int64], choices: int = 1, origins: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """For each row, the `choices` most similar bank entries of other images, best first.
+
+    `origins` `(N,)` says which image each row is from; by default each is one of its own.  Returns indices into
+    `bank`, shape `(N, choices)`, fewer where some row has fewer others.  An image must not prompt its own tiles in
+    training, or recovery would be copying.  A row that has no other gets its own image's.
+    """
+    origins = np.arange(len(descriptors)) if origins is None else origins
+    own = origins[bank][None] == origins[:, None]
+    similarity = np.where(own, -np.inf, descriptors @ descriptors[bank].T)
     order = np.argsort(-similarity, axis=1, kind="stable")
-    return order[:, :choices].astype(np.int64)
+    return order[:, : min(choices, _choices(own))].astype(np.int64)
+
+
+def _choices(own: NDArray[np.bool_]) -> int:
+    """Return how many entries of other images every row has that has any, given `(N, K)` whether one is its own."""
+    others = (~own).sum(axis=1)
+    return int(others[others > 0].min(initial=own.shape[1])) if others.any() else 1

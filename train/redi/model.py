@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
-import math
-
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from edge.manifest import CompareSpec, CoreSpec, InputSpec, MapSpec, ModelSpec
-from train.backbones import RESNET18_SCALES, ResNet18
+from edge.frames import F32
+from edge.manifest import CoreSpec, InputSpec, MapSpec, ModelSpec
+from train.backbones import Backbone
+from train.detector import Detector, compare_spec
 from train.redi.discriminate import FeatureRecoveryBlock, Features
+from train.redi.maps import make_map, map_channels
 from train.redi.recover import PromptFeatures, Recover
 
-INPUT_NAMES = ("x", "h", "prompt_key", "prompt_value")
-OUTPUT_NAMES = ("fx_0", "fx_1", "fx_2", "fy_0", "fy_1", "fy_2")
+#: What a station does for each way to choose: of a fixed prompt's bank of one, the only entry is the nearest.
+_CHOICES = {"nearest-hog": "nearest", "fixed": "nearest", "none": "nearest"}
 
 
-class ReDi(nn.Module):
+class ReDi(Detector):
     """The detector.  `forward` is the core of the design: what runs between *before* and *after*.
 
     Args:
         backbone: the folded extractor; frozen here.
         input_spec: size and normalisation of the images.
         map_spec: the self-generated map.
+        prompt: how prompts are chosen, one of `train.config.PROMPTS`; `none`: recover from the map alone.
+        frb: False compares with the features of the recovered image as they are, `F_Y = R_Y`.
     """
 
-    def __init__(self, backbone: ResNet18, input_spec: InputSpec, map_spec: MapSpec) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        input_spec: InputSpec,
+        map_spec: MapSpec,
+        *,
+        prompt: str = "nearest-hog",
+        frb: bool = True,
+    ) -> None:
         super().__init__()
-        self.input_spec, self.map_spec = input_spec, map_spec
+        self.input_spec, self.map_spec, self.prompt = input_spec, map_spec, prompt
         cells = (input_spec.height // map_spec.cell, input_spec.width // map_spec.cell)
         self.phi = backbone.eval().requires_grad_(False)
-        self.recover = Recover(map_spec.orientations, map_spec.cell, cells)
-        self.frb = FeatureRecoveryBlock((64, 128, 256))
+        self.map = make_map(input_spec, map_spec)
+        self.recover = Recover(map_channels(map_spec), map_spec.cell, cells, prompted=prompt != "none")
+        self.frb = FeatureRecoveryBlock(backbone.channels) if frb else nn.Identity()
 
-    def train(self, mode: bool = True) -> ReDi:
-        """Switch mode; `phi` stays frozen in evaluation mode."""
-        super().train(mode)
-        self.phi.eval()
-        return self
+    @property
+    def learnt(self) -> dict[str, nn.Module]:
+        """The networks of both stages."""
+        return {"recover": self.recover, "frb": self.frb}
 
-    def forward(self, x: Tensor, h: Tensor, prompt_key: Tensor, prompt_value: Tensor) -> tuple[Tensor, ...]:
-        """Return `F_X` then `F_Y`, three scales each, finest first."""
-        y = self.recover(h, PromptFeatures(prompt_key, prompt_value))
+    def forward(self, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Return `F_X` then `F_Y`, three scales each, finest first.
+
+        `others` are HOG where it is the map, then `prompt_key` and `prompt_value` where there is a prompt.
+        """
+        h, prompt = (others[0], others[1:]) if self.map is None else (self.map(x), others)
+        y = self.recover(h, PromptFeatures(*prompt) if prompt else None)
         return (*self.phi(x), *self.frb(self.phi(y)))
 
     def recovered_features(self, h: Tensor, prompt: PromptFeatures) -> Features:
@@ -48,17 +65,33 @@ class ReDi(nn.Module):
         features: Features = self.phi(self.recover(h, prompt))
         return features
 
+    def describe(self, x: Tensor, descriptor: F32) -> F32:
+        """Return what the prompt is chosen by: HOG's descriptor, or that of layer 3 of `phi`."""
+        if self.prompt != "nearest-features":
+            return descriptor
+        features: F32 = self.feature_descriptors(x)[0]
+        return features
+
+    @torch.no_grad()
+    def feature_descriptors(self, x: Tensor) -> F32:
+        """Return `phi`'s coarsest features, averaged over each image, as unit vectors `(N, C)`."""
+        features: Features = self.phi(x)
+        means: F32 = F.normalize(features[-1].float().mean((2, 3)), dim=1).cpu().numpy()
+        return means
+
     def spec(self, precision: str = "fp32") -> ModelSpec:
         """Describe this model for the bundle."""
-        size = self.input_spec
-        # Smoothing and top-k are stated for 256 x 256 and keep covering the same part of the image.
-        side = math.sqrt(size.height * size.width) / 256
-        scales = tuple((channels, size.height // stride, size.width // stride) for channels, stride in RESNET18_SCALES)
         return ModelSpec(
             method="redi",
-            backbone="resnet18",
+            backbone=self.phi.name,
             input=self.input_spec,
             map=self.map_spec,
-            compare=CompareSpec(scales=scales, sigma=4.0 * side, top_k=max(1, round(100 * side * side))),
-            core=CoreSpec(precision=precision, uses_prompt=True, prompt_features=self.recover.prompt_shapes._asdict()),
+            compare=compare_spec(self.input_spec, self.phi.scales),
+            core=CoreSpec(
+                precision=precision,
+                uses_map=self.map is None,
+                uses_prompt=self.recover.prompted,
+                prompt_choice=_CHOICES.get(self.prompt, self.prompt),
+                prompt_features=self.recover.prompt_shapes._asdict() if self.recover.prompted else {},
+            ),
         )

@@ -102,22 +102,31 @@ class Recover(nn.Module):
         cells: `(rows, columns)` of the map.
         width: channels of tokens, keys and queries.
         value_width: channels of a prompt cell's value.
+        prompted: False for a network that has the map alone; its prompts are empty.
     """
 
     def __init__(
-        self, map_channels: int, cell: int, cells: tuple[int, int], width: int = 64, value_width: int = 96
+        self,
+        map_channels: int,
+        cell: int,
+        cells: tuple[int, int],
+        width: int = 64,
+        value_width: int = 96,
+        prompted: bool = True,
     ) -> None:
         super().__init__()
         self.cell = cell
+        self.prompted = prompted
         self.prompt_shapes = PromptShapes((width, cells[0] * cells[1]), (cells[0] * cells[1], value_width))
         self.encoder = MapEncoder(map_channels, width, *cells)
-        self.query = nn.Conv2d(width, width, 1)
-        self.key = nn.Conv2d(width, width, 1)
-        self.value = nn.Sequential(
-            conv_norm(3 * cell * cell, 2 * value_width, 1), nn.Conv2d(2 * value_width, value_width, 3, 1, 1)
-        )
-        self.sharpness = nn.Parameter(torch.tensor(8.0))
-        self.fuse = nn.Sequential(conv_norm(width + value_width, 96), Residual(96))
+        if prompted:
+            self.query = nn.Conv2d(width, width, 1)
+            self.key = nn.Conv2d(width, width, 1)
+            self.value = nn.Sequential(
+                conv_norm(3 * cell * cell, 2 * value_width, 1), nn.Conv2d(2 * value_width, value_width, 3, 1, 1)
+            )
+            self.sharpness = nn.Parameter(torch.tensor(8.0))
+        self.fuse = nn.Sequential(conv_norm(width + value_width if prompted else width, 96), Residual(96))
         self.decode = nn.Sequential(Upsample(96, 48), Residual(48))
         self.to_image = nn.Sequential(nn.Conv2d(48, 3 * 16, 3, 1, 1), nn.PixelShuffle(4), nn.Conv2d(3, 3, 3, 1, 1))
         if cell != 8:
@@ -125,17 +134,24 @@ class Recover(nn.Module):
 
     def prompt(self, image: Tensor, h: Tensor) -> PromptFeatures:
         """Encode prompt images `(N, 3, H, W)` with their maps `h`."""
+        if not self.prompted:
+            return PromptFeatures(h.new_zeros(len(h), 0, 0), h.new_zeros(len(h), 0, 0))
         key = unit(self.key(self.encoder(h)).flatten(2))
         value = self.value(F.pixel_unshuffle(image, self.cell)).flatten(2).transpose(1, 2)
         return PromptFeatures(key, value)
 
-    def forward(self, h: Tensor, prompt: PromptFeatures) -> Tensor:
-        """Recover the image `(N, 3, H, W)`, normalised like `X`, from its map and an encoded prompt."""
+    def forward(self, h: Tensor, prompt: PromptFeatures | None) -> Tensor:
+        """Recover the image `(N, 3, H, W)`, normalised like `X`, from its map and an encoded prompt (None: without)."""
         tokens = self.encoder(h)
+        if self.prompted and prompt is not None:
+            tokens = torch.cat([tokens, self._fetched(tokens, prompt)], 1)
+        image: Tensor = self.to_image(self.decode(self.fuse(tokens)))
+        return image
+
+    def _fetched(self, tokens: Tensor, prompt: PromptFeatures) -> Tensor:
+        """Normal appearance for each cell, `(N, V, h, w)`: attention from the map's cells to the prompt's."""
         query = unit(self.query(tokens).flatten(2)).transpose(1, 2) * self.sharpness
         similarity = torch.bmm(query, prompt.key.to(query.dtype)).float()
         attention = torch.softmax(similarity, dim=2).to(tokens.dtype)
         fetched = torch.bmm(attention, prompt.value.to(tokens.dtype)).transpose(1, 2)
-        fetched = fetched.reshape(len(tokens), -1, *tokens.shape[2:])
-        image: Tensor = self.to_image(self.decode(self.fuse(torch.cat([tokens, fetched], 1))))
-        return image
+        return fetched.reshape(len(tokens), -1, *tokens.shape[2:])

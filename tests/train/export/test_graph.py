@@ -9,7 +9,7 @@ import torch
 from edge.manifest import InputSpec, MapSpec
 from train.backbones import ResNet18, freeze
 from train.export.graph import HalfCore, RoundedCore, example_inputs, export_graph, fused
-from train.redi.model import INPUT_NAMES, OUTPUT_NAMES, ReDi
+from train.redi.model import ReDi
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,12 @@ def model() -> ReDi:
 
 @pytest.fixture(scope="module")
 def graph(model: ReDi) -> bytes:
-    return export_graph(fused(model), example_inputs(model))
+    return export_graph(fused(model), model.spec())
 
 
 def random_inputs(model: ReDi) -> list[torch.Tensor]:
     torch.manual_seed(1)
-    return [torch.rand_like(value) for value in example_inputs(model)]
+    return [torch.rand_like(value) for value in example_inputs(model.spec())]
 
 
 def run_openvino(graph: bytes, inputs: list[torch.Tensor]) -> list[np.ndarray]:
@@ -52,8 +52,8 @@ def test_folding_batch_norms_changes_nothing(model: ReDi) -> None:
 
 def test_the_exported_graph_computes_the_same(model: ReDi, graph: bytes) -> None:
     parsed = onnx.load_from_string(graph)
-    assert [value.name for value in parsed.graph.input] == list(INPUT_NAMES)
-    assert [value.name for value in parsed.graph.output] == list(OUTPUT_NAMES)
+    assert [value.name for value in parsed.graph.input] == ["x", "h", "prompt_key", "prompt_value"]
+    assert [value.name for value in parsed.graph.output] == ["fx_0", "fx_1", "fx_2", "fy_0", "fy_1", "fy_2"]
     assert not any(node.op_type == "BatchNormalization" for node in parsed.graph.node)
     inputs = random_inputs(model)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_no_path_of_this_machine_is_in_the_graph(graph: bytes) -> None:
 
 
 def test_the_fp16_graph_keeps_float32_at_its_borders_and_at_its_islands(model: ReDi) -> None:
-    graph = export_graph(HalfCore(fused(model)), example_inputs(model))
+    graph = export_graph(HalfCore(fused(model)), model.spec())
     parsed = onnx.shape_inference.infer_shapes(onnx.load_from_string(graph))
     borders = [*parsed.graph.input, *parsed.graph.output]
     assert {v.type.tensor_type.elem_type for v in borders} == {onnx.TensorProto.FLOAT}
@@ -108,4 +108,4 @@ def test_weights_beyond_fp16_are_refused(model: ReDi) -> None:
     core = fused(model)
     core.frb.out1.weight.data.fill_(1e6)
     with pytest.raises(TrainingError, match="not finite"):
-        export_graph(HalfCore(core), example_inputs(model))
+        export_graph(HalfCore(core), model.spec())

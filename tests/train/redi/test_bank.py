@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.redi.bank import assign_prompts, k_centre
+from train.redi.bank import assign_prompts, k_centre, random_prompts
 
 
 def unit_rows(seed: int, count: int, size: int = 6) -> np.ndarray:
@@ -42,3 +42,24 @@ def test_no_image_is_its_own_prompt_and_the_nearest_comes_first(seed: int, n: in
         assert row not in chosen
         others = [b for b in bank if b != row]
         assert np.isclose(rows[row] @ rows[chosen[0]], max(rows[row] @ rows[b] for b in others), atol=1e-6)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    images=st.integers(2, 6),
+    tiles=st.integers(1, 4),
+    k=st.integers(2, 20),
+    choices=st.integers(1, 4),
+)
+def test_no_tile_is_prompted_by_a_tile_of_its_own_image(
+    seed: int, images: int, tiles: int, k: int, choices: int
+) -> None:
+    rows, origins = unit_rows(seed, images * tiles), np.repeat(np.arange(images), tiles)
+    bank = k_centre(rows, k)
+    for prompts in (assign_prompts(rows, bank, choices, origins), random_prompts(len(rows), bank, seed, origins)):
+        assert prompts.shape[0] == len(rows)
+        assert prompts.shape[1] >= 1
+        for row, chosen in enumerate(prompts):
+            assert len(set(chosen.tolist())) == len(chosen)
+            if (origins[bank] != origins[row]).any():
+                assert origins[row] not in origins[bank[chosen]]

@@ -1,0 +1,145 @@
+"""The grid as a user runs it: trainings in processes of their own, one that fails, and the same command again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from edge.commands.sim import main as simulate
+from train.ablation_table import BEGIN, END
+from train.commands.ablate import common_words, parser
+from train.commands.ablate import main as ablate
+from train.commands.run import main as run
+from train.commands.run import settings_parser
+from train.runfolder import RunFolder
+from train.trained import load_trained
+
+COMMON = ["--seeds", "0", "--epochs", "1", "--size", "64", "--batch", "4", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sim") / "parts"
+    sizes = ["--width", "96", "--height", "96"]
+    assert simulate([str(folder), "--train", "8", "--test", "6", "--good", "0", *sizes]) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_a_grid_survives_a_failing_variant_resumes_and_takes_over_what_is_the_same(
+    data: Path, random_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "late.pth"
+    grid, page, out = tmp_path / "grid.json", tmp_path / "page.md", tmp_path / "out"
+    variants = {
+        "broken": ["--weights", str(weights)],
+        "full": [],
+        "no L_S": ["--correlation-weight", "0"],
+    }
+    grid.write_text(json.dumps(variants))
+    page.write_text(f"# Page\n{BEGIN}\n{END}\n")
+    words = [str(data), "--out", str(out), "--grid", str(grid), "--into", str(page), *COMMON]
+    words += ["--weights", str(random_weights)]
+
+    assert ablate(words) == 10
+    error = capsys.readouterr().err
+    assert "1 of 3 trainings failed" in error
+    assert "broken" in error
+    assert "late.pth: no such weights file" in (out / "ablation.md").read_text()
+    first = json.loads((out / "ablation.json").read_text())
+    results = {variant["name"]: variant["results"]["parts"] for variant in first["variants"]}
+    assert results["broken"]["figures"]["image_auroc"]["mean"] is None
+    assert results["full"]["figures"]["image_auroc"]["seeds"] == 1
+    assert results["no L_S"]["runs"][0]["taken_over"] == ["recover"]
+    assert page.read_text() == f"# Page\n{BEGIN}\n{(out / 'ablation.md').read_text()}{END}\n"
+    assert first["command"].startswith("train-ablate ")
+
+    # What was taken over is what the variant's own training would have made.
+    alone = tmp_path / "alone"
+    same = [*COMMON[2:], "--weights", str(random_weights), "--correlation-weight", "0"]
+    assert run([str(data), "--out", str(alone), *same]) == 0
+    one, two = (load_trained(RunFolder(path)) for path in (alone, out / "runs" / "parts" / "no-l-s" / "seed0"))
+    assert one.config == two.config
+    for (name, a), b in zip(one.model.state_dict().items(), two.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+    # The same command again tries what failed, and that alone.
+    weights.write_bytes(random_weights.read_bytes())
+    stamps = {path: path.stat().st_mtime_ns for path in out.rglob("model.pt")}
+    assert len(stamps) == 2
+    assert ablate(words) == 0
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    text = (out / "ablation.md").read_text()
+    assert "Failed" not in text
+    assert len([line for line in text.splitlines() if line.startswith("| ")]) == 4
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_training_too_and_the_same_command_resumes(
+    data: Path, random_weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = [str(data), "--out", str(out), *COMMON, "--epochs", "400", "--weights", str(random_weights)]
+    (tmp_path / "grid.json").write_text('{"full": []}')
+    code = "import sys; from train.commands.ablate import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *words, "--grid", str(tmp_path / "grid.json")]
+    with subprocess.Popen(command, start_new_session=True, env=os.environ | {"COLUMNS": "200"}) as process:
+        run_folder = out / "runs" / "parts" / "full" / "seed0"
+        while not list((run_folder / "log").glob("events*")) and process.poll() is None:
+            time.sleep(0.1)
+        time.sleep(1)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+    assert "the same command resumes here" in run_folder.with_name("seed0.log").read_text()
+    assert RunFolder(run_folder).load("checkpoint.pt") is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["missing", "--out", "OUT"], 7, "missing"),
+        (["DATA", "--out", "OUT", "--grid", "nowhere.json"], 2, "nowhere.json"),
+        (["DATA", "--out", "OUT", "--into", "nowhere.md"], 2, "nowhere.md"),
+        (["DATA", "DATA", "--out", "OUT"], 2, "a second data set called parts"),
+        (["DATA/train/good", "--out", "OUT"], 2, "no test images"),
+    ],
+)
+def test_senseless_requests_end_with_one_line_and_a_code(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, text: str
+) -> None:
+    words = [word.replace("DATA", str(data)).replace("OUT", str(tmp_path / "out")) for word in words]
+    assert ablate(words) == code
+    error = capsys.readouterr().err
+    assert text in error.replace("\n", " ")
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--threads", "2"],
+        ["--no-frb", "--minutes", "2.5", "--size", "96x64", "--weights", "a b.pth", "--map", "lbp", "--layers", "2,3"],
+    ],
+)
+def test_what_is_said_of_all_trainings_reaches_train_run(words: list[str]) -> None:
+    args = parser().parse_args(["data", "--out", "out", *words])
+    again = settings_parser().parse_args(common_words(args))
+    expected = settings_parser().parse_args(words)
+    assert {**vars(again), "threads": None} == {**vars(expected), "threads": None}
+
+
+@pytest.mark.parametrize("text", ["", "0,0", "0,-1", "a"])
+def test_seeds_are_different_whole_numbers(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ablate(["data", "--out", "out", "--seeds", text])
+    assert "--seeds" in capsys.readouterr().err

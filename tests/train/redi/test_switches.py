@@ -1,0 +1,150 @@
+"""Every switch of the ablations, as a user sets it: trains, exports or is refused, and scores alike on both sides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge.bundle import Bundle
+from edge.frames import FrameMeta, PixelFormat
+from edge.images import read_image
+from edge.inspection.inspector import Inspector
+from train.commands.export import main as export
+from train.commands.run import main as run
+from train.redi.bank import random_prompts
+from train.runfolder import RunFolder
+from train.trained import TrainedModel, load_trained
+
+
+@pytest.fixture
+def trained(
+    request: pytest.FixtureRequest, tmp_path: Path, tiny_photos: Path, random_weights: Path
+) -> tuple[Path, TrainedModel]:
+    """A run that was trained with the flags in the test's parameter."""
+    out = tmp_path / "run"
+    options = ["--epochs", "1", "--size", "64", "--batch", "4", "--prompts", "4", "--weights", str(random_weights)]
+    assert run([str(tiny_photos), "--out", str(out), *options, *request.param]) == 0
+    return out, load_trained(RunFolder(out))
+
+
+def station_scores(plan: Path, images: list[np.ndarray]) -> list[tuple[float, int]]:
+    scores = []
+    with Bundle.open(plan) as bundle, Inspector(bundle, uncalibrated=True) as inspector:
+        assert inspector.verify_golden()
+        slot = inspector.make_slots(1, 0)[0]
+        for image in images:
+            slot.shape_pixels(*image.shape[:2], PixelFormat.BGR8)[:] = image
+            slot.meta = FrameMeta()
+            inspection = inspector.inspect(slot)
+            scores.append((inspection.score, inspection.prompt))
+    return scores
+
+
+def unseen(folder: Path) -> list[np.ndarray]:
+    """Parts that were trained on, turned: their prompts differ."""
+    return [np.ascontiguousarray(np.rot90(read_image(path))) for path in sorted(folder.iterdir())[:6]]
+
+
+@pytest.mark.parametrize(
+    ("trained", "inputs"),
+    [
+        (["--map", "canny", "--prompt", "random"], {"x", "prompt_key", "prompt_value"}),
+        (["--prompt", "none", "--no-frb"], {"x", "h"}),
+        pytest.param(["--map", "lbp"], {"x", "prompt_key", "prompt_value"}, marks=pytest.mark.slow),
+        pytest.param(["--map", "lowpass", "--prompt", "none"], {"x"}, marks=pytest.mark.slow),
+        pytest.param(["--prompt", "fixed"], {"x", "h", "prompt_key", "prompt_value"}, marks=pytest.mark.slow),
+        pytest.param(["--correlation-weight", "0"], {"x", "h", "prompt_key", "prompt_value"}, marks=pytest.mark.slow),
+    ],
+    indirect=["trained"],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_torch_and_the_station_score_alike(
+    trained: tuple[Path, TrainedModel], inputs: set[str], tiny_photos: Path, tmp_path: Path
+) -> None:
+    import onnx
+
+    out, model = trained
+    plan = tmp_path / "redi.plan"
+    assert export([str(out), "--out", str(plan)]) == 0
+    with Bundle.open(plan) as bundle:
+        graph = onnx.load_from_string(bytes(bundle.read("core.onnx")))
+        assert {value.name for value in graph.graph.input} == inputs
+    images, scorer = unseen(tiny_photos), model.scorer()
+    found = station_scores(plan, images)
+    assert [score for score, _ in found] == pytest.approx([scorer.score(image).score for image in images], rel=1e-3)
+    prompts = {prompt for _, prompt in found}
+    config = model.config
+    if config.prompt == "none":
+        assert prompts == {-1}
+        assert model.bank is None
+    elif config.prompt == "fixed":
+        assert prompts == {0}
+    elif config.prompt == "random":
+        assert len(prompts) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [["--map", "canny"]], indirect=True)
+def test_a_map_made_in_the_core_exports_in_half_precision(trained: tuple[Path, TrainedModel], tmp_path: Path) -> None:
+    assert export([str(trained[0]), "--out", str(tmp_path / "redi.plan"), "--fp16"]) == 0
+
+
+@pytest.mark.parametrize("trained", [["--prompt", "nearest-features"]], indirect=True)
+def test_prompts_by_features_are_scored_but_not_exported(
+    trained: tuple[Path, TrainedModel], tiny_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, model = trained
+    assert export([str(out), "--out", str(tmp_path / "redi.plan")]) == 10
+    assert "--prompt nearest-features cannot be exported" in capsys.readouterr().err
+    assert not (tmp_path / "redi.plan").exists()
+    assert model.bank is not None
+    scorer = model.scorer()
+    # A prompt's own image is nearest to itself.
+    for place, name in enumerate(model.bank.names):
+        outputs = scorer.features(read_image(tiny_photos / name))
+        x, h = torch.from_numpy(scorer._prepare.x)[None], torch.from_numpy(scorer._prepare.h)[None]
+        with torch.no_grad():
+            expected = model.model(x, h, *(entries[place][None] for entries in model.bank.features.values()))
+        for got, want in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("trained", [["--no-frb"]], indirect=True)
+def test_without_the_frb_the_recovered_features_are_compared(trained: tuple[Path, TrainedModel]) -> None:
+    _, model = trained
+    assert not list(model.model.learnt["frb"].parameters())
+    assert "discriminate" not in RunFolder(trained[0]).read_json("run.json")["phases"]
+
+
+def test_random_prompts_cover_the_bank_but_for_the_image_itself() -> None:
+    bank = np.array([5, 0, 3, 8])
+    prompts = random_prompts(10, bank, seed=1)
+    assert prompts.shape == (10, 3)
+    for image, row in enumerate(prompts):
+        assert len(set(row.tolist())) == 3
+        assert image not in bank[row]
+    assert len({tuple(row) for row in prompts.tolist()}) > 3
+    assert np.array_equal(prompts, random_prompts(10, bank, seed=1))
+    assert not np.array_equal(prompts, random_prompts(10, bank, seed=2))
+    assert random_prompts(3, np.array([1]), seed=0).tolist() == [[0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--map", "sobel"], "--map"),
+        (["--prompt", "worst"], "--prompt"),
+        (["--correlation-weight", "-1"], "--correlation-weight"),
+        (["--correlation-weight", "nan"], "--correlation-weight"),
+    ],
+)
+def test_senseless_switches_are_refused(
+    words: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run(["photos", "--out", str(tmp_path / "run"), *words])
+    assert exit_.value.code == 2
+    assert text in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""CKAAD: coarse-knowledge-aware adversarial learning, and Recon, its baseline without anomalies."""

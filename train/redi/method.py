@@ -1,0 +1,123 @@
+"""ReDi's training, whole: recover, then the Feature Recovery Block."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.errors import TrainingError
+from edge.frames import F32
+from train.backbones import Backbone
+from train.canvas import bank_entries
+from train.config import TrainConfig
+from train.detector import Bank, Method
+from train.prepared import PreparedImages
+from train.redi.bank import assign_prompts, k_centre, random_prompts
+from train.redi.model import ReDi
+from train.redi.phases import DiscriminatePhase, RecoverPhase, encode_bank
+from train.redi.union import UnionPhase
+from train.trainer import Trainer
+from train.variants import admissible, describe, with_variants
+
+#: Epochs of the FRB, for each epoch of recover.
+DISCRIMINATE_EPOCHS = 1.6
+
+#: In a timed run: recover's share of the time that is left; the FRB gets the rest.
+RECOVER_SHARE = 0.42
+
+
+def build(config: TrainConfig, backbone: Backbone) -> ReDi:
+    """Make the untrained detector."""
+    return ReDi(backbone, config.input, config.map, prompt=config.prompt, frb=config.frb)
+
+
+def fit(trainer: Trainer, model: ReDi, images: PreparedImages, coarse: PreparedImages | None) -> Bank | None:
+    """Train both stages and encode the prompt bank, if the model takes prompts."""
+    config = trainer.config
+    if coarse is not None and not config.frb:
+        raise TrainingError("coarse anomalies teach the FRB, and this run has none", "leave out --coarse or --no-frb")
+    if coarse is not None and config.prompt != "nearest-hog":
+        raise TrainingError(f"--prompt {config.prompt} does not go with --coarse", "leave out one of them")
+    images = _varied(trainer, model, images)
+    descriptors = _descriptors(model, images)
+    entries = 1 if config.prompt in ("fixed", "none") else bank_entries(config.prompts, images.tiles)
+    bank = images.plain[k_centre(descriptors[images.plain], entries)]
+    if config.prompt == "random":
+        prompts = random_prompts(len(images), bank, config.seed, images.origins)
+    else:
+        prompts = assign_prompts(descriptors, bank, config.prompt_choices, images.origins)
+    _recover(trainer, model, images, bank, prompts)
+    if config.frb:
+        _discriminate(trainer, model, images, bank, prompts, coarse)
+    if config.prompt == "none":
+        return None
+    encoded = encode_bank(model, images, bank)
+    return Bank(
+        features={"key": encoded.key.cpu(), "value": encoded.value.cpu()},
+        descriptors=descriptors[bank],
+        names=[images.row_name(row) for row in bank],
+    )
+
+
+def _varied(trainer: Trainer, model: ReDi, images: PreparedImages) -> PreparedImages:
+    """Add turned and altered copies, as configured."""
+    config = trainer.config
+    if config.turned == "auto":
+        transforms = admissible(images, model.phi)
+    else:
+        transforms = tuple(name for name in config.turned.split(",") if name != "none")
+    describe(transforms, config.altered)
+    return with_variants(images, model.input_spec, model.map_spec, transforms, config.altered, config.seed)
+
+
+def _descriptors(model: ReDi, images: PreparedImages, batch: int = 8) -> F32:
+    """Return what prompts are chosen by for every image, unit vectors `(N, D)`."""
+    if model.prompt != "nearest-features":
+        return images.descriptors
+    rows = np.array_split(np.arange(len(images)), max(1, len(images) // batch))
+    return np.concatenate([model.feature_descriptors(images.images(part)) for part in rows])
+
+
+def _recover(
+    trainer: Trainer, model: ReDi, images: PreparedImages, bank: NDArray[np.int64], prompts: NDArray[np.int64]
+) -> None:
+    phase = RecoverPhase(model, images, bank, prompts)
+    share = RECOVER_SHARE if trainer.config.frb else 1.0
+    plan = trainer.plan(_originals(images), trainer.config.epochs or REDI.epochs, share)
+    trainer.run_phase(phase, len(images), plan, salt=2)
+
+
+def _discriminate(
+    trainer: Trainer,
+    model: ReDi,
+    images: PreparedImages,
+    bank: NDArray[np.int64],
+    prompts: NDArray[np.int64],
+    coarse: PreparedImages | None,
+) -> None:
+    config = trainer.config
+    model.eval()
+    if coarse is None:
+        phase = DiscriminatePhase(model, images, bank, prompts, config.correlation_weight)
+    else:
+        phase = UnionPhase(model, images, bank, prompts, config.correlation_weight, coarse)
+        phase.coarse.fill(config.batch)
+    phase.cache.fill(config.batch)
+    plan = trainer.plan(_originals(images), DISCRIMINATE_EPOCHS * (config.epochs or REDI.epochs), 1.0)
+    trainer.run_phase(phase, len(images), plan, salt=3)
+
+
+def _originals(images: PreparedImages) -> int:
+    """Return how many rows are images as they are: an epoch is as many steps as they make, turned copies or not."""
+    return len(images) // len(images.blocks)
+
+
+REDI = Method(
+    build=build,
+    fit=fit,
+    epochs=30,
+    batch=8,
+    learning_rate=1e-3,
+    self_epochs=3.0,
+    takes=("altered", "coarse", "correlation_weight", "frb", "map", "prompt", "prompt_choices", "prompts", "turned"),
+)

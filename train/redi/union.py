@@ -1,0 +1,97 @@
+"""ReDi with coarse marks: CKAAD's patch discriminators judge what the Feature Recovery Block gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from train.ckaad.discriminators import PatchDiscriminator
+from train.ckaad.losses import ENERGY_WEIGHT, discriminator_loss, energy_of
+from train.ckaad.phase import DISCRIMINATOR_RATE, GOOD_PER_ANOMALY, still
+from train.distributed import share
+from train.featurecache import FeatureCache
+from train.prepared import PreparedImages
+from train.redi.bank import assign_prompts
+from train.redi.model import ReDi
+from train.redi.phases import DiscriminatePhase
+from train.trainer import Update
+
+
+class UnionPhase(DiscriminatePhase):
+    """Stage 2 with images that show a defect somewhere.
+
+    One patch discriminator per scale learns low energy for `F_X` of good images, high energy for `F_X` of coarse
+    anomalies and for every `F_Y`; the FRB learns `L_Dis` on good images, and low energy of its `F_Y` on both.
+
+    Args:
+        model: the detector, its recover network trained.
+        images: good ones.
+        bank: rows of `images` that prompt.
+        prompts: which of them each image gets, best first.
+        correlation_weight: of `L_S`.
+        coarse: images that show a defect somewhere.
+        weight: `lambda`.
+    """
+
+    name = "discriminate-coarse"
+
+    def __init__(
+        self,
+        model: ReDi,
+        images: PreparedImages,
+        bank: NDArray[np.int64],
+        prompts: NDArray[np.int64],
+        correlation_weight: float,
+        coarse: PreparedImages,
+        weight: float = ENERGY_WEIGHT,
+    ) -> None:
+        super().__init__(model, images, bank, prompts, correlation_weight)
+        patches = nn.ModuleList(PatchDiscriminator(channels) for channels in model.phi.channels)
+        self.patches = patches.to(images.device)
+        self.module = nn.ModuleDict({"frb": model.frb, "patches": self.patches})
+        self._coarse_count, self._energy_weight = len(coarse), weight
+        entries = len(bank)
+        described = np.concatenate([images.descriptors[bank], coarse.descriptors])
+        nearest = assign_prompts(described, np.arange(entries))[entries:, 0]
+        self.coarse = FeatureCache(
+            lambda rows: self._pair(coarse.images(rows), coarse.maps(rows), nearest[rows]), len(coarse), images.device
+        )
+        self._step: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], tuple[int, int]]
+
+    def updates(self, peak: float) -> list[Update]:
+        """Discriminators first, then the FRB."""
+        return [Update(self.patches, self._patch_loss, DISCRIMINATOR_RATE), Update(self._model.frb, self.loss, peak)]
+
+    def _patch_loss(self, indices: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+        """Return `L_D`, and keep the step's features for `loss`."""
+        # Anomalies are few: every process takes all of them, and `counts` says so.
+        marked = max(1, len(indices) // GOOD_PER_ANOMALY)
+        anomalies, recovered = _halves(self.coarse.get(rng.integers(0, self._coarse_count, marked)))
+        good, good_recovered = _halves(self.cache.get(*share(indices)))
+        normal, normalised = self._model.frb(good_recovered), self._model.frb(recovered)
+        counts = len(indices), marked
+        self._step = good, normal, normalised, counts
+        return discriminator_loss(
+            self._judge(good),
+            self._judge(anomalies),
+            self._judge([f.detach() for f in normal]),
+            self._judge([f.detach() for f in normalised]),
+            counts,
+        )
+
+    def loss(self, indices: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+        """Return the FRB's loss of the step that the discriminators have just taken."""
+        good, normal, normalised, counts = self._step
+        with still(self.patches):
+            energy = energy_of(self._judge(normal), self._judge(normalised), counts)
+        return self._alignment(good, normal) + self._energy_weight * energy
+
+    def _judge(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return [judge(f) for judge, f in zip(self.patches, features, strict=True)]
+
+
+def _halves(features: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    return features[: len(features) // 2], features[len(features) // 2 :]
