@@ -104,7 +104,7 @@ def random_bundle(folder: Path) -> Path:
     from edge.bundle import write_bundle
     from edge.manifest import Golden, InputSpec, MapSpec
     from train.backbones import ResNet18
-    from train.export.graph import example_inputs, export_graph, fused
+    from train.export.graph import export_graph, fused
     from train.redi.model import ReDi
 
     torch.manual_seed(0)
@@ -113,7 +113,7 @@ def random_bundle(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     descriptors = rng.random((32, 9 * 16 * 16), dtype=np.float32)
     members: dict[str, Any] = {
-        CORE: export_graph(fused(model), example_inputs(model)),
+        CORE: export_graph(fused(model), spec),
         "golden.json": msgspec.json.encode(Golden(0.01, ())),
         "prompts/descriptors.npy": descriptors / np.linalg.norm(descriptors, axis=1, keepdims=True),
         "prompts/names.json": msgspec.json.encode([f"random {n}" for n in range(32)]),

@@ -1,0 +1,82 @@
+"""The images of one comparison: the data set as it is, or with a few defect images of the test set marked instead."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edge.errors import UsageError
+from train.datasets import Dataset, Sample, open_dataset
+
+
+@dataclass(frozen=True)
+class Split:
+    """What every method of a comparison is given.
+
+    `coarse` is a folder of the marked defect images, None where nothing is marked; they are not in `dataset.test`.
+    `label` says what was marked, for people.
+    """
+
+    dataset: Dataset
+    root: Path
+    label: str = ""
+    coarse: Path | None = None
+
+
+def whole(root: Path) -> Split:
+    """Return the data set as it is.
+
+    Raises:
+        UsageError: it has no test images.
+    """
+    dataset = open_dataset(root)
+    if not dataset.test:
+        raise UsageError(f"{root} has no test images", "give a data set with test/good and test/<kind>")
+    return Split(dataset, root)
+
+
+def marked(root: Path, kind: str, count: int, folder: Path) -> Split:
+    """Take `count` images of defect `kind`, spread evenly over their names, out of the test set; MVTec AD layout alone.
+
+    The images are linked into `folder`, which is made anew.
+
+    Raises:
+        UsageError: another layout, or there are too few such images.
+    """
+    dataset = open_dataset(root)
+    if dataset.layout != "mvtec":
+        raise UsageError(f"{root} has the layout {dataset.layout}", "--coarse needs the MVTec AD layout")
+    candidates = [sample for sample in dataset.test if sample.kind == kind]
+    if not 1 <= count < len(candidates):
+        kinds = sorted({sample.kind for sample in dataset.test if sample.label})
+        raise UsageError(
+            f"{root} has {len(candidates)} test images of '{kind}': {count} of them cannot be marked",
+            f"its kinds are {', '.join(kinds)}; leave at least one in the test set",
+        )
+    places = np.linspace(0, len(candidates) - 1, count).round().astype(int)
+    chosen = {candidates[place] for place in places}
+    shutil.rmtree(folder, ignore_errors=True)
+    data = folder / dataset.name
+    for sample in dataset.train:
+        _link(sample.path, data / "train" / "good")
+    for sample in dataset.test:
+        if sample in chosen:
+            _link(sample.path, folder / "coarse")
+            continue
+        _link(sample.path, data / "test" / sample.kind)
+        _link_mask(sample, data / "ground_truth" / sample.kind)
+    label = f"{count} of {len(candidates)} {kind} images marked and not tested"
+    return Split(open_dataset(data), data, label, folder / "coarse")
+
+
+def _link(path: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / path.name).symlink_to(path.resolve())
+
+
+def _link_mask(sample: Sample, folder: Path) -> None:
+    if sample.mask is not None:
+        _link(sample.mask, folder)
