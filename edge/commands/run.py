@@ -229,8 +229,6 @@ class _OverlaySaver:
             ) from error
 
     def __call__(self, slot: Slot) -> None:
-        import numpy as np
-
         from edge.frames import PixelFormat
         from edge.images import IMAGE_SUFFIXES, write_png
         from edge.overlay import draw_overlay
@@ -239,7 +237,7 @@ class _OverlaySaver:
         if found is None or found.verdict is not Verdict.NG or self._broken:
             return
         image = slot.pixels[..., ::-1] if slot.pixel_format is PixelFormat.RGB8 else slot.pixels
-        mask = np.unpackbits(slot.mask, axis=1).astype(bool)
+        mask = slot.frame_mask.astype(bool)
         picture = draw_overlay(
             image, found.verdict, score=found.score, threshold=found.threshold, mask=mask, regions=found.regions
         )

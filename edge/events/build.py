@@ -26,14 +26,13 @@ def build_event(
     skipped: int,
     decided_at_ns: int,
     total_ms: float,
-    journal_id: str = "",
 ) -> tuple[Event, bytes]:
     """Return an inspected slot's event and its mask's compressed counts, copied out of the slot.
 
     Args:
         slot: with its `inspection` set.
-        boot_id: the publisher's.
-        seq: its next number.
+        boot_id: the publisher's, with `seq` the next number in it.
+        seq: counts from 1.
         camera: the camera's name.
         bundle_id: the bundle that decided.
         calibration_id: the calibration that decided; empty where none is known.
@@ -41,7 +40,6 @@ def build_event(
         skipped: frames that this camera has skipped so far.
         decided_at_ns: wall clock at the verdict, nanoseconds.
         total_ms: milliseconds from the start of capture to the verdict.
-        journal_id: the publisher's.
     """
     inspection, meta = slot.inspection, slot.meta
     if inspection is None:
@@ -74,7 +72,6 @@ def build_event(
         reason=utf8_text(inspection.reason),
         latency_ms=_latencies(inspection, meta.capture_ms, total_ms),
         skipped=skipped,
-        journal_id=journal_id,
     )
     return event, mask
 
