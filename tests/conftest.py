@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before any library reads them: tests share the machine, and spinning threads slow everybody down.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -17,6 +18,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.tiny_bundle import TinyBundle, write_tiny_bundle
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")
