@@ -108,7 +108,7 @@ def overlay_of(event: dict[str, Any], folder: Path) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", default="2.5", help="training time (2.5)")
+    parser.add_argument("--minutes", default="4", help="training time (4)")
     parser.add_argument("--size", default="128", help="input size (128)")
     parser.add_argument("--out", type=Path, default=Path("demo-out"))
     args = parser.parse_args(argv)
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     if best is None:
         raise EdgeError(
             "no defect was found",
-            f"this machine was slow or busy; train longer: {sys.executable} {sys.argv[0]} --minutes 5",
+            f"this machine was slow or busy; train longer: {sys.executable} {sys.argv[0]} --minutes 10",
         )
     picture = out / "found-defect.png"
     shutil.copyfile(overlay_of(best, out / "overlays"), picture)
