@@ -14,6 +14,7 @@ from edge.errors import BundleMismatchError, FrameError, GoldenError
 from edge.frames import U8, FrameMeta, PixelFormat, Slot
 from edge.inspection.regions import find_regions
 from edge.inspection.result import Inspection, Region, Verdict
+from edge.inspection.runtime import Runtime
 from edge.inspection.select import open_runtime
 from edge.manifest import Calibration
 
@@ -45,6 +46,7 @@ class Inspector:
         precision: of the core, `f32` or `bf16`.
         calibration: the decision rule, default the bundle's own.
         uncalibrated: accept that there is none and only score: both thresholds are infinite, every whole frame `ok`.
+        share: another inspector, whose weights are used where they are the same: no second copy, and no compiling.
 
     Raises:
         BundleMismatchError: no calibration, and not `uncalibrated`; or a graph that is not the manifest's.
@@ -60,6 +62,7 @@ class Inspector:
         precision: str = "f32",
         calibration: Calibration | None = None,
         uncalibrated: bool = False,
+        share: Inspector | None = None,
     ) -> None:
         self.bundle_id = bundle.bundle_id
         self.calibration_id = bundle.calibration_id if calibration is None else _digest(calibration)
@@ -73,8 +76,12 @@ class Inspector:
             )
         self.threshold = self.calibration.threshold if self.calibration else math.inf
         self.pixel_threshold = self.calibration.pixel_threshold if self.calibration else math.inf
+        #: What `verify_golden` found.
+        self.golden: list[GoldenResult] = []
         self._bundle = bundle
-        self._runtime, self._why = open_runtime(bundle, runtime, threads=threads, precision=precision)
+        shared: Runtime | None = None if share is None else share._runtime
+        self._runtime: Runtime
+        self._runtime, self._why = open_runtime(bundle, runtime, threads=threads, precision=precision, share=shared)
 
     @property
     def describe(self) -> str:
@@ -84,6 +91,10 @@ class Inspector:
     def make_slots(self, count: int, frame_bytes: int) -> list[Slot]:
         """Allocate frame slots in memory that the runtime reads without a copy."""
         return self._runtime.make_slots(count, frame_bytes)
+
+    def fit(self, slot: Slot) -> None:
+        """Make a slot that another inspector made fit for this one."""
+        self._runtime.fit(slot)
 
     def inspect(self, slot: Slot) -> Inspection:
         """Fill the slot's `anomaly_map`, `mask`, `area` and `inspection`, and return the latter.
@@ -161,9 +172,9 @@ class Inspector:
         Raises:
             GoldenError: a score is further from the recorded one than the bundle's tolerance.
         """
-        results = self.score_golden()
-        self.check_golden(results)
-        return results
+        self.golden = self.score_golden()
+        self.check_golden(self.golden)
+        return self.golden
 
     def check_golden(self, results: list[GoldenResult]) -> None:
         """Refuse results of `score_golden` that are not what was recorded.

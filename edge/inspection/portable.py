@@ -7,8 +7,10 @@ another, already made view of the bank: a pointer moves, no data does.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Any
 
@@ -16,7 +18,7 @@ import openvino as ov
 
 from edge.bundle import CORE, Bundle
 from edge.errors import BundleError, BundleMismatchError, RuntimeUnavailableError, UsageError
-from edge.frames import F32, Slot, aligned_bytes, aligned_f32
+from edge.frames import F32, U8, Slot, aligned_bytes, aligned_f32
 from edge.inspection.native import Comparer, Preprocessor
 from edge.inspection.prompts import PromptBank
 from edge.inspection.runtime import Outcome
@@ -28,6 +30,20 @@ PRECISIONS = ("f32", "bf16")
 _MAX_THREADS = 1024
 
 
+@dataclass(frozen=True)
+class _Model:
+    """What several cameras share: the compiled graph, its ports by name, and the prompt bank.
+
+    `key` tells models apart: digests of the graph and of the bank, threads and precision.
+    """
+
+    key: tuple[object, ...]
+    compiled: Any
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+    bank: PromptBank | None
+
+
 class PortableRuntime:
     """A bundle's model on this machine's CPU; see `edge.inspection.runtime.Runtime`.
 
@@ -35,6 +51,7 @@ class PortableRuntime:
         bundle: where the graph and the prompt bank are; keep it open as long as the runtime is in use.
         threads: of the core; default: the physical cores that this process may use.
         precision: `f32`, the same numbers on every CPU, or `bf16` where the CPU has it: faster, scores move a little.
+        share: another runtime, whose compiled graph and prompt bank are used where they are the same model's.
 
     Raises:
         BundleError: the graph cannot be read.
@@ -42,7 +59,14 @@ class PortableRuntime:
         RuntimeUnavailableError: this CPU lacks the asked-for precision.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, precision: str = "f32") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        precision: str = "f32",
+        share: PortableRuntime | None = None,
+    ) -> None:
         spec = bundle.manifest.model
         if precision not in PRECISIONS:
             raise UsageError(f"unknown precision {precision!r}", f"one of {', '.join(PRECISIONS)}")
@@ -52,7 +76,6 @@ class PortableRuntime:
         self._preprocess = Preprocessor(spec.input, spec.map, spec.canvas)
         self._compare = Comparer(spec.compare, height, width, spec.canvas)
         self._descriptor = aligned_f32(self._preprocess.descriptor_size)
-        self._bank = PromptBank.load(bundle) if spec.core.uses_prompt else None
         # With the batch axis that the graph has; the kernels take the arrays without it.
         self._inputs = {"x": aligned_f32(1, 3, height, width)}
         h = aligned_f32(1, *self._preprocess.map_shape)
@@ -68,20 +91,15 @@ class PortableRuntime:
         self._fx = [self._outputs[f"fx_{level}"][0] for level in levels]
         self._fy = [self._outputs[f"fy_{level}"][0] for level in levels]
 
-        core = ov.Core()
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise RuntimeUnavailableError("this CPU has no bf16 arithmetic", "use --precision f32")
+        key = (*_digests(bundle), threads or physical_cores(), precision)
+        shared = share is not None and share._model.key == key
+        self._model: _Model = (
+            share._model if share and shared else self._load(bundle, key, threads or physical_cores(), precision)
+        )
+        self._bank = self._model.bank
+        inputs, outputs = self._model.inputs, self._model.outputs
         features = self._bank.features if self._bank else {}
-        taken = {name: array.shape for name, array in self._inputs.items()}
-        taken |= {f"prompt_{name}": (1, *entries.shape[1:]) for name, entries in features.items()}
-        given = {name: array.shape for name, array in self._outputs.items()}
-        with _compiling(bundle):
-            graph = core.read_model(bytes(bundle.read(CORE)))
-            # Asked of the graph as written: compiling adds names of its own.  The order stays.
-            inputs = _ports(bundle, "input", graph.inputs, taken)
-            outputs = _ports(bundle, "output", graph.outputs, given)
-            self._compiled = core.compile_model(graph, "CPU", core_settings(threads or physical_cores(), precision))
-            self._request = self._compiled.create_infer_request()
+        self._request = self._model.compiled.create_infer_request()
         for name, array in self._inputs.items():
             self._request.set_input_tensor(inputs[name], _shared(array))
         for name, array in self._outputs.items():
@@ -92,12 +110,29 @@ class PortableRuntime:
         ]
         self._prompt = -1
 
+    def _load(self, bundle: Bundle, key: tuple[object, ...], threads: int, precision: str) -> _Model:
+        bank = PromptBank.load(bundle) if bundle.manifest.model.core.uses_prompt else None
+        core = openvino_core()
+        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise RuntimeUnavailableError("this CPU has no bf16 arithmetic", "use --precision f32")
+        taken = {name: array.shape for name, array in self._inputs.items()}
+        if bank is not None:
+            taken |= {f"prompt_{name}": (1, *entries.shape[1:]) for name, entries in bank.features.items()}
+        given = {name: array.shape for name, array in self._outputs.items()}
+        with _compiling(bundle):
+            graph = core.read_model(bytes(bundle.read(CORE)))
+            # Asked of the graph as written: compiling adds names of its own.  The order stays.
+            inputs = _ports(bundle, "input", graph.inputs, taken)
+            outputs = _ports(bundle, "output", graph.outputs, given)
+            compiled = core.compile_model(graph, "CPU", core_settings(threads, precision))
+        return _Model(key, compiled, inputs, outputs, bank)
+
     @property
     def describe(self) -> str:
         """One line for people: runtime, device, precision, threads, kernels."""
-        device = ov.Core().get_property("CPU", "FULL_DEVICE_NAME")
-        precision = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        threads = self._compiled.get_property("INFERENCE_NUM_THREADS")
+        device = openvino_core().get_property("CPU", "FULL_DEVICE_NAME")
+        precision = self._model.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        threads = self._model.compiled.get_property("INFERENCE_NUM_THREADS")
         version = ov.__version__.split("-")[0]
         return (
             f"portable: OpenVINO {version} {precision} on {device}, "
@@ -106,16 +141,16 @@ class PortableRuntime:
 
     def make_slots(self, count: int, frame_bytes: int) -> list[Slot]:
         """Allocate frame slots: plain memory, for here the slot is what the kernels read."""
+        return [Slot(index, aligned_bytes(frame_bytes), *self._results()) for index in range(count)]
+
+    def fit(self, slot: Slot) -> None:
+        """Give a slot that was made for another model the arrays that this one fills; nothing where it has them."""
+        if slot.anomaly_map.shape != self._compare.shape:
+            slot.anomaly_map, slot.mask = self._results()
+
+    def _results(self) -> tuple[F32, U8]:
         height, width = self._compare.shape
-        return [
-            Slot(
-                index=index,
-                memory=aligned_bytes(frame_bytes),
-                anomaly_map=aligned_f32(height, width),
-                mask=aligned_bytes(height * width // 8).reshape(height, width // 8),
-            )
-            for index in range(count)
-        ]
+        return aligned_f32(height, width), aligned_bytes(height * width // 8).reshape(height, width // 8)
 
     def run(self, slot: Slot, pixel_threshold: float) -> Outcome:
         """Inspect the slot's pixels: fill its `anomaly_map`, `mask` (map above `pixel_threshold`) and `area`.
@@ -162,7 +197,24 @@ class PortableRuntime:
     def close(self) -> None:
         """Free the model; the slots' memory stays valid as long as it is referenced."""
         self._prompts.clear()
-        self._request = self._compiled = None
+        self._request = None
+
+
+@functools.cache
+def openvino_core() -> ov.Core:
+    """Return the process's only one, which is never let go of.
+
+    OpenVINO's CPU plugin gives the thread that loads it a stack for signal handlers, and unmaps it with its last use,
+    in whatever thread that is: the next signal in the first thread would then end the process.
+    """
+    return ov.Core()
+
+
+def _digests(bundle: Bundle) -> tuple[str, ...]:
+    """Return what the compiled graph and the bank are made of."""
+    return tuple(
+        member.sha256 for name, member in sorted(bundle.members.items()) if name == CORE or name.startswith("prompts/")
+    )
 
 
 def core_settings(threads: int, precision: str) -> dict[str, Any]:

@@ -44,6 +44,10 @@ class Runtime(Protocol):
         """Allocate frame slots in memory that this runtime reads without a copy."""
         ...
 
+    def fit(self, slot: Slot) -> None:
+        """Give a slot that was made for another model the arrays that this one fills; nothing where it has them."""
+        ...
+
     def run(self, slot: Slot, pixel_threshold: float) -> Outcome:
         """Inspect the slot's pixels: fill its `anomaly_map`, `mask` (map above `pixel_threshold`) and `area`.
 

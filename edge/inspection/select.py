@@ -16,9 +16,16 @@ def usable_runtimes() -> tuple[str, ...]:
 
 
 def open_runtime(
-    bundle: Bundle, name: str = "auto", *, threads: int | None = None, precision: str = "f32"
+    bundle: Bundle,
+    name: str = "auto",
+    *,
+    threads: int | None = None,
+    precision: str = "f32",
+    share: Runtime | None = None,
 ) -> tuple[Runtime, str]:
     """Return the runtime of this name, loaded with the bundle's model, and one line that explains the choice.
+
+    Weights are shared with the runtime `share` where it is of the same kind and model.
 
     Raises:
         RuntimeUnavailableError: it is not on this machine.
@@ -37,4 +44,5 @@ def open_runtime(
         raise RuntimeUnavailableError(f"OpenVINO cannot be loaded: {error}", "pip install openvino") from error
 
     why = "asked for" if name == "portable" else "auto: the only runtime of this release, any CPU"
-    return PortableRuntime(bundle, threads=threads, precision=precision), why
+    shared = share if isinstance(share, PortableRuntime) else None
+    return PortableRuntime(bundle, threads=threads, precision=precision, share=shared), why

@@ -46,10 +46,10 @@ def run(grey: np.ndarray, maps: MapSpec, isa: str | None = None) -> tuple[np.nda
     return h, preprocessor.cells
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
-    height=st.sampled_from([32, 64, 96]),
-    width=st.sampled_from([32, 64, 288, 544]),
+    height=st.sampled_from([32, 64]),
+    width=st.sampled_from([32, 64, 288]),
     cell=st.sampled_from([2, 4, 8, 16]),
     n=st.integers(1, 18),
     epsilon=st.sampled_from([1e-5, 0.05, 1.0]),

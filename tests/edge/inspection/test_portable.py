@@ -13,7 +13,7 @@ import pytest
 from edge.bundle import Bundle
 from edge.errors import BundleError, BundleMismatchError, RuntimeUnavailableError, UsageError
 from edge.frames import U8, PixelFormat, Slot
-from edge.inspection.portable import PortableRuntime
+from edge.inspection.portable import PortableRuntime, openvino_core
 from edge.inspection.runtime import STAGES, Outcome
 from edge.inspection.select import open_runtime
 from edge.machine import physical_cores
@@ -175,11 +175,11 @@ def test_precision_is_pinned_and_shown(tiny: TinyBundle) -> None:
 
     with Bundle.open(tiny.path) as bundle:
         runtime = PortableRuntime(bundle, threads=1)
-        assert runtime._compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
-        assert runtime._compiled.get_property("NUM_STREAMS") == 1
+        assert runtime._model.compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
+        assert runtime._model.compiled.get_property("NUM_STREAMS") == 1
         assert " f32 " in runtime.describe
         assert "1 thread," in runtime.describe
-        if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             assert " bf16 " in PortableRuntime(bundle, threads=1, precision="bf16").describe
         else:
             with pytest.raises(RuntimeUnavailableError, match="bf16"):
@@ -207,3 +207,19 @@ def test_a_machine_on_which_openvino_cannot_be_loaded(tiny: TinyBundle, monkeypa
     with Bundle.open(tiny.path) as bundle, pytest.raises(RuntimeUnavailableError, match="OpenVINO") as caught:
         open_runtime(bundle)
     assert "pip install" in caught.value.hint
+
+
+def test_a_model_that_another_thread_lets_go_of_leaves_signals_alone(tiny: TinyBundle) -> None:
+    """OpenVINO's CPU plugin lends its first thread a stack for signals, and takes it back with its last use."""
+    code = (
+        "import os, signal, sys, threading\n"
+        "from edge.bundle import Bundle\n"
+        "from edge.inspection.portable import PortableRuntime\n"
+        "signal.signal(signal.SIGUSR1, lambda number, frame: print('alive'))\n"
+        "held = [PortableRuntime(Bundle.open(sys.argv[1]), threads=1)]\n"
+        "thread = threading.Thread(target=held.clear)\n"
+        "thread.start(); thread.join()\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tiny.path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "alive\n")

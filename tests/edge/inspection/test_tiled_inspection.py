@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge.bundle import Bundle
-from edge.events.build import build_event
+from edge.events.build import Origin, build_event
 from edge.events.rle import decode_mask
 from edge.frames import U8, FrameMeta, PixelFormat, Slot
 from edge.inspection.inspector import Inspector
@@ -99,8 +99,8 @@ def test_regions_lie_on_the_blemish_and_the_events_mask_covers_the_frame(tiled: 
 
 
 def event_mask(slot: Slot) -> np.ndarray:
-    known: dict[str, Any] = {"boot_id": "b", "seq": 1, "camera": "c", "bundle_id": "", "calibration_id": ""}
-    event, counts = build_event(slot, **known, pixel_threshold=1.0, skipped=0, decided_at_ns=1, total_ms=1.0)
+    origin = Origin("boot", "journal", 1, "cam", "bundle", "calibration", threshold=1.0, pixel_threshold=1.0, skipped=0)
+    event, counts = build_event(slot, origin, decided_at_ns=1, total_ms=1.0)
     height, width = slot.frame_map.shape
     assert event.mask_size == (width, height)
     mask = decode_mask(counts, event.mask_size)

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import openvino as ov
 import pytest
 import torch
 
+from edge.inspection.portable import openvino_core
 from edge.manifest import InputSpec, MapSpec
 from train.backbones import ARCHITECTURES, Backbone
 from train.ckaad.blocks import InstanceNorm, Residual
@@ -106,7 +106,7 @@ def test_a_patchs_energy_depends_on_its_own_direction_alone() -> None:
 
 
 def run_openvino(graph: bytes, inputs: tuple[torch.Tensor, ...]) -> list[np.ndarray]:
-    core = ov.Core()
+    core = openvino_core()
     compiled = core.compile_model(core.read_model(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     result = compiled([value.numpy() for value in inputs])
     return [result[place] for place in range(len(result))]

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import openvino as ov
 import pytest
 import torch
 
+from edge.inspection.portable import openvino_core
 from edge.manifest import InputSpec, MapSpec
 from train.backbones import ResNet18, freeze
 from train.export.graph import HalfCore, RoundedCore, example_inputs, export_graph, fused
@@ -36,7 +36,7 @@ def random_inputs(model: ReDi) -> list[torch.Tensor]:
 
 
 def run_openvino(graph: bytes, inputs: list[torch.Tensor]) -> list[np.ndarray]:
-    core = ov.Core()
+    core = openvino_core()
     compiled = core.compile_model(core.read_model(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     result = compiled([value.numpy() for value in inputs])
     return [result[i] for i in range(len(result))]
