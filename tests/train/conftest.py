@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,10 @@ import pytest
 import torch
 
 from train.backbones import ResNet18
+
+# The inputs are tiny, and on a busy machine threads that wait for each other cost many times what they save.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,20 +23,22 @@ REPOSITORY = Path(trainer.__file__).parents[1]
 
 Launch = Callable[..., "subprocess.Popen[str]"]
 
-#: Runs train-run with frequent checkpoints; leaves its process number and its exit code behind, by rank.  With STOP_AT,
-#: process 1 is interrupted as by Ctrl-C, in the middle of that step of the second stage.
+#: Runs train-run with frequent checkpoints; leaves its exit code behind, by rank.  With STOP_AT,
+#: process 1 is interrupted as by Ctrl-C, in the middle of that step of the second stage; with DIE_AT, it is killed at
+#: that step of the first.
 ENTRY = """\
 import os, signal, sys
 from pathlib import Path
 here, rank = Path(__file__).parent, os.environ.get("RANK", "0")
-(here / f"pid{rank}").write_text(str(os.getpid()))
 from train import trainer
-trainer.CHECKPOINT_SECONDS = 0.2
+trainer.CHECKPOINT_SECONDS = 0.0
 step, taken = trainer.Trainer._step, []
 def stopping(self, phase, *rest):
     taken.append(phase.name)
     if rank == "1" and taken.count("discriminate") == int(os.environ.get("STOP_AT", "-1")):
         os.kill(os.getpid(), signal.SIGINT)
+    if rank == "1" and len(taken) == int(os.environ.get("DIE_AT", "-1")):
+        os.kill(os.getpid(), signal.SIGKILL)
     return step(self, phase, *rest)
 trainer.Trainer._step = stopping
 from train.commands.run import main
@@ -118,10 +118,10 @@ def torchrun() -> Iterator[Launch]:
 
 
 @contextmanager
-def launched(script: Path, *arguments: object, stop_at: int = -1) -> Iterator[subprocess.Popen[str]]:
+def launched(script: Path, *arguments: object, stop_at: int = -1, die_at: int = -1) -> Iterator[subprocess.Popen[str]]:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["STOP_AT"] = str(stop_at)
+    environment |= {"STOP_AT": str(stop_at), "DIE_AT": str(die_at)}
     process = subprocess.Popen(
         [sys.executable, *launch, str(script), *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -138,13 +138,6 @@ def options(photos: Path, weights: Path, out: Path, **changes: object) -> list[o
     # of every batch in a single process already moves the FRB's weights by 3 %.
     given = {"epochs": 2, "size": 64, "batch": 5, "prompts": 4, "learning-rate": 1e-4, "threads": 1, **changes}
     return [photos, "--out", out, "--weights", weights, "--device", "cpu", *[f"--{k}={v}" for k, v in given.items()]]
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert process.poll() is None, process.communicate()[1]
 
 
 def codes(folder: Path) -> list[str]:
@@ -225,10 +218,8 @@ def test_a_process_that_dies_ends_the_other_and_the_run_resumes(
     tmp_path: Path, tiny_photos: Path, random_weights: Path, entry: Path, torchrun: Launch
 ) -> None:
     out = tmp_path / "run"
-    given = options(tiny_photos, random_weights, out, epochs=25)
-    process = torchrun(entry, *given)
-    wait_for(out / "checkpoint.pt", process)
-    os.kill(int((tmp_path / "pid1").read_text()), signal.SIGKILL)
+    given = options(tiny_photos, random_weights, out, epochs=2)
+    process = torchrun(entry, *given, die_at=3)
     _, text = process.communicate(timeout=280)
     assert codes(tmp_path) == ["10"], text
     assert "another process of this run was lost" in text
@@ -238,4 +229,4 @@ def test_a_process_that_dies_ends_the_other_and_the_run_resumes(
     assert saved is not None
     assert saved["step"] > 0
     assert main([*map(str, given)]) == 0
-    assert RunFolder(out).read_json("run.json")["phases"]["recover"]["steps"] == 50
+    assert RunFolder(out).read_json("run.json")["phases"]["recover"]["steps"] == 4

@@ -10,6 +10,8 @@ import pytest
 
 from calib.commands.threshold import main
 from edge.bundle import Bundle, set_calibration
+from edge.keys import Kind, generate
+from edge.signing import sign_bundle
 from tests.tiny_bundle import TinyBundle
 
 IMAGES = 24
@@ -188,3 +190,11 @@ def test_help_lists_methods_and_exit_codes(capsys):
     text = capsys.readouterr().out
     assert "exit codes" in text
     assert "tolerance" in text
+
+
+def test_a_signed_bundle_loses_its_signature_and_says_so(plan, good, capsys):
+    sign_bundle(plan, generate(Kind.SIGN, "release"))
+    assert main([str(plan), "--good", str(good), "--false-reject", "0.01"]) == 0
+    assert f"edge-bundle sign {plan}" in capsys.readouterr().err.replace("\n", "")
+    with Bundle.open(plan) as bundle:
+        assert bundle.signature is None

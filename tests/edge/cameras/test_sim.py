@@ -57,7 +57,7 @@ def test_the_defect_rate_is_kept_and_every_kind_comes() -> None:
 def test_the_mask_is_where_the_defect_changed_the_image(product: str, kind: str) -> None:
     """Part and good twin share pose, light and noise, so that their images differ by the defect alone."""
     line = SimLine(seed=4, product=product)
-    for index in range(6):
+    for index in range(3):
         good, bad = line.part(index, "good"), line.part(index, kind)
         assert (good.kind, bad.kind) == ("good", kind)
         assert not good.mask.any()
@@ -70,11 +70,12 @@ def test_the_mask_is_where_the_defect_changed_the_image(product: str, kind: str)
         assert np.mean(change[bad.mask] >= VISIBLE_LEVELS - 1) > 0.6
 
 
-@pytest.mark.parametrize(("product", "kind"), KINDS)
-@pytest.mark.parametrize("size", [(64, 64), (500, 96)])
-def test_defects_show_at_every_frame_size(product: str, kind: str, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("size", [(64, 64), (300, 96)])
+def test_defects_show_at_every_frame_size(product: str, size: tuple[int, int]) -> None:
     line = SimLine(5, *size, product=product)
-    assert all(line.part(index, kind).mask.any() for index in range(10))
+    for kind in line.kinds:
+        assert all(line.part(index, kind).mask.any() for index in range(6)), kind
 
 
 @pytest.mark.parametrize("product", PRODUCTS)

@@ -1,19 +1,22 @@
-"""The grid as a user runs it: trainings in processes of their own, one that fails, and the same command again."""
+"""The grid as a user runs it: one training that fails, the same command again, and Ctrl-C."""
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
+import threading
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 
 from edge.commands.sim import main as simulate
+from train import sweepjob
 from train.ablation_table import BEGIN, END
 from train.commands.ablate import common_words, parser
 from train.commands.ablate import main as ablate
@@ -22,21 +25,37 @@ from train.commands.run import settings_parser
 from train.runfolder import RunFolder
 from train.trained import load_trained
 
-COMMON = ["--seeds", "0", "--epochs", "1", "--size", "64", "--batch", "4", "--threads", "1"]
+COMMON = ["--seeds", "0", "--epochs", "1", "--size", "64", "--batch", "4", "--threads", "1", "--turned", "none"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sim") / "parts"
-    sizes = ["--width", "96", "--height", "96"]
-    assert simulate([str(folder), "--train", "8", "--test", "6", "--good", "0", *sizes]) == 0
+    sizes = ["--width", "64", "--height", "64"]
+    assert simulate([str(folder), "--train", "8", "--test", "4", "--good", "0", *sizes]) == 0
     return folder
 
 
-@pytest.mark.slow
+def in_this_process(
+    module: str, arguments: Sequence[str], job: object, log: int, stdout: int | None = None
+) -> tuple[int, bytes]:
+    """Stand in for a process of the grid, which would import torch anew: the same command, log and exit code."""
+    told, printed = io.StringIO(), io.StringIO()
+    with redirect_stderr(told), redirect_stdout(printed):
+        code: int = importlib.import_module(module).main(list(arguments))
+    os.write(log, told.getvalue().encode())
+    return code, printed.getvalue().encode()
+
+
 def test_a_grid_survives_a_failing_variant_resumes_and_takes_over_what_is_the_same(
-    data: Path, random_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path,
+    random_weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sweepjob, "_child", in_this_process)
+    monkeypatch.setenv("COLUMNS", "200")
     weights = tmp_path / "late.pth"
     grid, page, out = tmp_path / "grid.json", tmp_path / "page.md", tmp_path / "out"
     variants = {
@@ -83,23 +102,39 @@ def test_a_grid_survives_a_failing_variant_resumes_and_takes_over_what_is_the_sa
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_training_too_and_the_same_command_resumes(
-    data: Path, random_weights: Path, tmp_path: Path
+def test_ctrl_c_stops_the_training_too_after_a_checkpoint(
+    data: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The training is a real process, which writes a checkpoint after its first step: from then on it can resume."""
+    (tmp_path / "often.py").write_text(
+        "from train import trainer\ntrainer.CHECKPOINT_SECONDS = 0.0\nfrom train.commands.run import main as main\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(sweepjob.__file__).parents[1])]))
+    child = sweepjob._child
+    monkeypatch.setattr(sweepjob, "_child", lambda module, *rest: child("often", *rest))
     out = tmp_path / "out"
-    words = [str(data), "--out", str(out), *COMMON, "--epochs", "400", "--weights", str(random_weights)]
+    run_folder = out / "runs" / "parts" / "full" / "seed0"
+    over = threading.Event()
+
+    def interrupt() -> None:
+        while not over.wait(0.05):
+            if (run_folder / "checkpoint.pt").exists():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
     (tmp_path / "grid.json").write_text('{"full": []}')
-    code = "import sys; from train.commands.ablate import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, *words, "--grid", str(tmp_path / "grid.json")]
-    with subprocess.Popen(command, start_new_session=True, env=os.environ | {"COLUMNS": "200"}) as process:
-        run_folder = out / "runs" / "parts" / "full" / "seed0"
-        while not list((run_folder / "log").glob("events*")) and process.poll() is None:
-            time.sleep(0.1)
-        time.sleep(1)
-        os.kill(process.pid, signal.SIGINT)
-        assert process.wait(60) == 130
+    words = [str(data), "--out", str(out), *COMMON, "--epochs", "400", "--weights", str(random_weights)]
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        assert ablate([*words, "--grid", str(tmp_path / "grid.json")]) == 130
+    finally:
+        over.set()
+        thread.join()
     assert "the same command resumes here" in run_folder.with_name("seed0.log").read_text()
-    assert RunFolder(run_folder).load("checkpoint.pt") is not None
+    saved = RunFolder(run_folder).load("checkpoint.pt")
+    assert saved is not None
+    assert saved["step"] > 0
 
 
 @pytest.mark.parametrize(

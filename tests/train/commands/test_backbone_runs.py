@@ -42,7 +42,7 @@ def test_a_large_backbone_scores_alike_in_torch_and_on_the_station(
 ) -> None:
     weights = random_file(name, tmp_path / "weights.pth")
     out, plan = tmp_path / "run", tmp_path / "redi.plan"
-    options = ["--weights", str(weights), "--epochs", "2", "--size", "64", "--batch", "5", "--threads", "1"]
+    options = ["--weights", str(weights), "--epochs", "1", "--size", "64", "--batch", "5", "--prompts", "4"]
     assert run([str(tiny_photos), "--out", str(out), *options, "--backbone", name]) == 0
     trained = load_trained(RunFolder(out))
     assert trained.spec.backbone == name
@@ -64,7 +64,18 @@ def test_a_large_backbone_scores_alike_in_torch_and_on_the_station(
 @pytest.mark.slow
 def test_auto_takes_the_weights_files_backbone_and_resumes_with_it(tiny_photos: Path, tmp_path: Path) -> None:
     weights = random_file("resnet50_caffe", tmp_path / "weights.pth")
-    words = [str(tiny_photos), "--out", str(tmp_path / "run"), "--epochs", "1", "--size", "64", "--weights"]
+    words = [
+        str(tiny_photos),
+        "--out",
+        str(tmp_path / "run"),
+        "--epochs",
+        "1",
+        "--size",
+        "64",
+        "--prompts",
+        "4",
+        "--weights",
+    ]
     assert run([*words, str(weights)]) == 0
     folder = RunFolder(tmp_path / "run")
     (folder.path / "model.pt").rename(tmp_path / "first.pt")

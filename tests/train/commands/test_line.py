@@ -12,7 +12,6 @@ import pytest
 
 from calib.commands.threshold import main as calibrate
 from edge.bundle import Bundle
-from edge.cameras.sim import SimLine
 from edge.commands.run import main as edge_run
 from edge.commands.sim import main as simulate
 from edge.frames import FrameMeta, PixelFormat
@@ -166,37 +165,29 @@ def test_sizes_are_width_by_height(text: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.slow
-def test_defects_of_the_simulated_line_are_found_without_any_download(tmp_path: Path) -> None:
-    """What the demo shows, in small: features learnt on the parts themselves tell clear defects from good parts."""
-    from sklearn.metrics import roc_auc_score
-
-    folder = tmp_path / "parts"
-    sizes = ["--width", "192", "--height", "192"]
-    assert simulate([str(folder), "--train", "80", "--test", "0", "--good", "0", *sizes]) == 0
-    out = tmp_path / "run"
-    assert run([str(folder), "--out", str(out), "--weights", "self", "--epochs", "10", "--size", "128"]) == 0
-    scorer = load_trained(RunFolder(out)).scorer()
-    line = SimLine(seed=9, width=192, height=192)
-    kinds = ["good"] * 20 + ["missing_hole", "stain", "particle", "dent"] * 5
-    scores = [scorer.score(line.part(number, kind).image).score for number, kind in enumerate(kinds)]
-    assert roc_auc_score([kind != "good" for kind in kinds], scores) > 0.75
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "bottle").is_dir(), reason="no real images here")
 def test_real_bottles_are_told_apart(tmp_path: Path) -> None:
-    """A short training, far from the full one of `tests/benchmarks/bench_line.py`."""
+    """A short training on few images, far from the full one of `tests/benchmarks/bench_line.py`."""
     from train.datasets import open_dataset
     from train.evaluate import evaluate as evaluate_set
 
     weights = SHARED.parent / "weights" / "resnet18_imagenet_l123.pth"
     if not weights.is_file():
         pytest.skip("no ImageNet weights here")
+    few = {"train/good": 32, "test/good": 8, "test/broken_large": 6, "test/contamination": 6}
+    few |= {f"ground_truth/{kind}": 6 for kind in ("broken_large", "contamination")}
+    for name, count in few.items():
+        images = sorted((SHARED / "bottle" / name).iterdir())[:count]
+        assert len(images) == count
+        (tmp_path / "bottle" / name).mkdir(parents=True)
+        for image in images:
+            (tmp_path / "bottle" / name / image.name).symlink_to(image.resolve())
     out = tmp_path / "run"
-    options = ["--weights", str(weights), "--epochs", "4", "--size", "128"]
-    assert run([str(SHARED / "bottle"), "--out", str(out), *options]) == 0
-    evaluation = evaluate_set(load_trained(RunFolder(out)).scorer(), open_dataset(SHARED / "bottle"), progress=False)
-    assert evaluation.metrics.image_auroc is not None
-    assert evaluation.metrics.image_auroc > 0.9
-    assert evaluation.metrics.pixel_auroc is not None
-    assert evaluation.metrics.pixel_auroc > 0.9
+    options = ["--weights", str(weights), "--epochs", "10", "--size", "64", "--turned", "none"]
+    assert run([str(tmp_path / "bottle"), "--out", str(out), *options]) == 0
+    dataset = open_dataset(tmp_path / "bottle")
+    metrics = evaluate_set(load_trained(RunFolder(out)).scorer(), dataset, progress=False).metrics
+    assert metrics.image_auroc is not None
+    assert metrics.image_auroc > 0.9
+    assert metrics.pixel_auroc is not None
+    assert metrics.pixel_auroc > 0.9

@@ -18,14 +18,14 @@ from train.commands.sweep import main
 from train.runfolder import RunFolder
 from train.trained import load_trained
 
-OPTIONS = ["--epochs", "1", "--size", "64", "--batch", "4", "--prompts", "4", "--device", "cpu"]
+OPTIONS = ["--epochs", "1", "--size", "64", "--batch", "4", "--prompts", "4", "--turned", "none", "--device", "cpu"]
 
 
 @pytest.fixture
 def plant(tmp_path: Path) -> Path:
     """One whole product and one whose only image is damaged."""
     root = tmp_path / "plant"
-    sizes = ["--width", "96", "--height", "96"]
+    sizes = ["--width", "64", "--height", "64"]
     assert simulate([str(root / "cap"), "--train", "8", "--test", "4", "--good", "4", *sizes]) == 0
     damaged = root / "bad" / "train" / "good" / "a.png"
     damaged.parent.mkdir(parents=True)

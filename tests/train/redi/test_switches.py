@@ -19,15 +19,28 @@ from train.runfolder import RunFolder
 from train.trained import TrainedModel, load_trained
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, ...], Path]]:
+    """Where runs are kept, and those that there are by their flags: tests share them."""
+    return tmp_path_factory.mktemp("runs"), {}
+
+
 @pytest.fixture
 def trained(
-    request: pytest.FixtureRequest, tmp_path: Path, tiny_photos: Path, random_weights: Path
+    request: pytest.FixtureRequest,
+    runs: tuple[Path, dict[tuple[str, ...], Path]],
+    tiny_photos: Path,
+    random_weights: Path,
 ) -> tuple[Path, TrainedModel]:
     """A run that was trained with the flags in the test's parameter."""
-    out = tmp_path / "run"
-    options = ["--epochs", "1", "--size", "64", "--batch", "4", "--prompts", "4", "--weights", str(random_weights)]
-    assert run([str(tiny_photos), "--out", str(out), *options, *request.param]) == 0
-    return out, load_trained(RunFolder(out))
+    folder, known = runs
+    flags = tuple(request.param)
+    if flags not in known:
+        out = folder / str(len(known))
+        options = ["--epochs", "1", "--size", "64", "--batch", "4", "--prompts", "4", "--weights", str(random_weights)]
+        assert run([str(tiny_photos), "--out", str(out), *options, *flags]) == 0
+        known[flags] = out
+    return known[flags], load_trained(RunFolder(known[flags]))
 
 
 def station_scores(plan: Path, images: list[np.ndarray]) -> list[tuple[float, int]]:
@@ -53,10 +66,8 @@ def unseen(folder: Path) -> list[np.ndarray]:
     [
         (["--map", "canny", "--prompt", "random"], {"x", "prompt_key", "prompt_value"}),
         (["--prompt", "none", "--no-frb"], {"x", "h"}),
-        pytest.param(["--map", "lbp"], {"x", "prompt_key", "prompt_value"}, marks=pytest.mark.slow),
-        pytest.param(["--map", "lowpass", "--prompt", "none"], {"x"}, marks=pytest.mark.slow),
-        pytest.param(["--prompt", "fixed"], {"x", "h", "prompt_key", "prompt_value"}, marks=pytest.mark.slow),
-        pytest.param(["--correlation-weight", "0"], {"x", "h", "prompt_key", "prompt_value"}, marks=pytest.mark.slow),
+        (["--map", "lowpass", "--prompt", "none"], {"x"}),
+        (["--prompt", "fixed", "--correlation-weight", "0"], {"x", "h", "prompt_key", "prompt_value"}),
     ],
     indirect=["trained"],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -86,8 +97,7 @@ def test_torch_and_the_station_score_alike(
         assert len(prompts) > 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trained", [["--map", "canny"]], indirect=True)
+@pytest.mark.parametrize("trained", [["--map", "canny", "--prompt", "random"]], indirect=True)
 def test_a_map_made_in_the_core_exports_in_half_precision(trained: tuple[Path, TrainedModel], tmp_path: Path) -> None:
     assert export([str(trained[0]), "--out", str(tmp_path / "redi.plan"), "--fp16"]) == 0
 
@@ -112,7 +122,7 @@ def test_prompts_by_features_are_scored_but_not_exported(
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("trained", [["--no-frb"]], indirect=True)
+@pytest.mark.parametrize("trained", [["--prompt", "none", "--no-frb"]], indirect=True)
 def test_without_the_frb_the_recovered_features_are_compared(trained: tuple[Path, TrainedModel]) -> None:
     _, model = trained
     assert not list(model.model.learnt["frb"].parameters())
