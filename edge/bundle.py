@@ -27,7 +27,7 @@ from edge.container import MANIFEST, Container, open_container, write_container
 from edge.errors import BundleError, BundleMismatchError, BundleVersionError
 from edge.files import atomic_write
 from edge.frames import U8
-from edge.manifest import SCHEMA_VERSION, Calibration, EngineKey, Golden, Manifest, Member, ModelSpec
+from edge.manifest import SCHEMA_VERSION, Calibration, EngineKey, Golden, Manifest, Member, ModelSpec, Signature
 from edge.validation import (
     MAX_AXES,
     descriptor_size,
@@ -44,6 +44,7 @@ DESCRIPTORS = "prompts/descriptors.npy"
 PROMPT_NAMES = "prompts/names.json"
 TRAINED = "trained.json"
 ENGINES = "engines/"
+SIGNATURE = "signature.json"
 
 _ARRAY_HEADER_LIMIT = 1024
 _HINT = "copy it again from where it was made, or write it again with train-export"
@@ -56,18 +57,21 @@ class Bundle:
 
     Attributes:
         path: the file.
+        verified: the digests were checked on opening.
         manifest: its table of contents and the model's specs.
         golden: the pinned frames with their scores.
         calibration: the decision rule, None before `calib-threshold`.
         calibration_id: first 16 hex digits of the SHA-256 of `calibration.json`, "" where there is none.
-        bundle_id: first 16 hex digits of a SHA-256 over the model's specs and all members but calibration and
-            engines: a new threshold or engine leaves it as it is.
+        bundle_id: first 16 hex digits of a SHA-256 over the model's specs and all members but calibration,
+            engines and signature: a new threshold or engine leaves it as it is.
+        signature: who vouches for it, None where nobody does; checked by `edge.signing` alone.
         trained: pixel digests (`edge.images.pixel_digest`) of the training images, as far as known.
         prompt_names: where each prompt of the bank came from, in the bank's order.
     """
 
     def __init__(self, container: Container, path: Path, *, verify: bool = True) -> None:
         self.path = path
+        self.verified = verify
         self._container = container
         container.check_layout()
         self.manifest = self._read_manifest()
@@ -79,6 +83,7 @@ class Bundle:
             self.calibration = self._decode(CALIBRATION, Calibration) if CALIBRATION in self.members else None
             if self.calibration is not None:
                 validate_calibration(self.calibration)
+            self.signature = self._decode(SIGNATURE, Signature) if SIGNATURE in self.members else None
             self.trained = self._decode(TRAINED, frozenset[str]) if TRAINED in self.members else frozenset()
             self.prompt_names = self._check_prompts()
         except ValueError as error:
@@ -88,15 +93,17 @@ class Bundle:
         self.bundle_id = self._identity()
 
     @classmethod
-    def open(cls, path: Path | str, *, verify: bool = True) -> Bundle:
+    def open(cls, path: Path | str, *, verify: bool = True, resident: bool = False) -> Bundle:
         """Map and check the bundle at `path`; `verify=False` leaves out the digests alone.
+
+        `resident` reads it into memory: a station goes on whatever happens to the file, which a map would not survive.
 
         Raises:
             BundleError: missing, unreadable, truncated, corrupted or foreign.
             BundleVersionError: written by a newer release.
         """
         path = Path(path)
-        container = open_container(path)
+        container = open_container(path, resident=resident)
         try:
             return cls(container, path, verify=verify)
         except BaseException:
@@ -218,7 +225,7 @@ class Bundle:
         model = json.loads(bytes(self._container.members[MANIFEST]))["model"]
         identity = hashlib.sha256(json.dumps(model, sort_keys=True).encode())
         for name, member in sorted(self.members.items()):
-            if name != CALIBRATION and not name.startswith(ENGINES):
+            if name not in (CALIBRATION, SIGNATURE) and not name.startswith(ENGINES):
                 identity.update(f"\0{name}\0{member.sha256}".encode())
         return identity.hexdigest()[:16]
 
@@ -249,21 +256,25 @@ def write_bundle(
 def update_bundle(
     path: Path | str, members: Mapping[str, bytes], engines: Mapping[str, EngineKey] | None = None
 ) -> None:
-    """Add or replace the calibration or engines, atomically; the rest is copied as it is.
+    """Add or replace the calibration, engines or the signature, atomically; the rest is copied as it is.
 
-    `engines` names the machine for each engine among `members`; other engines keep theirs.
+    `engines` names the machine for each engine among `members`; other engines keep theirs.  A new calibration takes
+    the signature away, which was of the old one.
 
     Raises:
         BundleError: the old file or the outcome is no valid bundle, or cannot be written.
-        ValueError: a member other than `calibration.json` and `engines/…`: a bundle's model never changes.
+        ValueError: a member other than those: a bundle's model never changes.
     """
     for name in members:
-        if name != CALIBRATION and not name.startswith(ENGINES):
-            raise ValueError(f"{name}: only {CALIBRATION} and {ENGINES}… of a bundle may change")
+        if name not in (CALIBRATION, SIGNATURE) and not name.startswith(ENGINES):
+            raise ValueError(f"{name}: only {CALIBRATION}, {SIGNATURE} and {ENGINES}… of a bundle may change")
     with Bundle.open(path) as old:
         data: dict[str, bytes | memoryview] = {name: old.read(name) for name in old.members}
+        if CALIBRATION in members:
+            data.pop(SIGNATURE, None)
         manifest = msgspec.structs.replace(old.manifest, engines={**old.manifest.engines, **(engines or {})})
-        _write(old.path, manifest, {**data, **members})
+        # The specs as they stand in the file, even where this release knows more of them: they are what was signed.
+        _write(old.path, manifest, {**data, **members}, msgspec.json.decode(old.read(MANIFEST)))
         data.clear()
 
 
@@ -284,11 +295,15 @@ def set_calibration(path: Path | str, calibration: Calibration, *, bundle_id: st
     update_bundle(path, {CALIBRATION: msgspec.json.encode(calibration)})
 
 
-def _write(path: Path, manifest: Manifest, data: Mapping[str, bytes | memoryview]) -> None:
+def _write(
+    path: Path, manifest: Manifest, data: Mapping[str, bytes | memoryview], before: Mapping[str, Any] | None = None
+) -> None:
     ordered = {name: data[name] for name in sorted(data)}
     table = {name: Member(len(view), hashlib.sha256(view).hexdigest()) for name, view in ordered.items()}
     manifest = msgspec.structs.replace(manifest, members=table)
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    document = {**msgspec.to_builtins(manifest), **(before or {})}
+    document |= {"members": table, "engines": manifest.engines}
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
     try:
         with atomic_write(path) as file:
             write_container(file, {MANIFEST: text, **ordered})

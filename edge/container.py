@@ -98,18 +98,23 @@ class Container:
         BundleError: the file cannot be read or is no such container.
     """
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: Path, *, resident: bool = False) -> None:
         self._path = path
         size = os.fstat(file.fileno()).st_size
         if size == 0:
             raise BundleError(f"{path}: the file is empty", _HINT_FOREIGN)
+        if resident:
+            self._map = mmap.mmap(-1, size)
+            if self._map.write(file.read(size)) != size:
+                raise self._damaged("it changed while it was read")
         self._entries = [(info.filename, info.file_size, info.CRC) for info in self._directory(file)]
         try:
             self._headers, self._tail = _layout(self._entries)
         except ValueError as error:
             raise self._damaged(str(error)) from error
-        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._bytes = memoryview(self._map)
+        if not resident:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._bytes = memoryview(self._map).toreadonly()
         self.members: dict[str, memoryview] = {}
         for (name, length, _), (position, header) in zip(self._entries, self._headers, strict=True):
             start = position + len(header)
@@ -180,8 +185,12 @@ class Container:
             self._map.close()
 
 
-def open_container(path: Path) -> Container:
-    """Map the container at `path`.  Raises `BundleError` where it is missing, unreadable or foreign."""
+def open_container(path: Path, *, resident: bool = False) -> Container:
+    """Map the container at `path`; `resident` reads it into memory, so that nothing done to the file matters any more.
+
+    Raises:
+        BundleError: it is missing, unreadable or foreign.
+    """
     try:
         # Asked before opening: opening a named pipe would wait for its writer.
         mode = path.stat().st_mode
@@ -189,7 +198,7 @@ def open_container(path: Path) -> Container:
             kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
             raise BundleError(f"{path}: {kind}, not a bundle", "name the .plan file itself")
         with path.open("rb") as file:
-            return Container(file, path)
+            return Container(file, path, resident=resident)
     except FileNotFoundError as error:
         raise BundleError(f"{path}: no such file", "train-export writes a bundle") from error
     except PermissionError as error:

@@ -12,7 +12,10 @@ EdgeError                        1   anything of ours not listed below
 ├── DataError                    7   a data set or image folder that cannot be used
 ├── CalibrationError             8   a request that the good images cannot support
 ├── GoldenError                  9   the bundle's golden frames do not score as recorded
-└── TrainingError               10   a run that cannot start, resume or continue
+├── TrainingError               10   a run that cannot start, resume or continue
+├── KeysError                   11   keys that are missing, malformed, or open to others
+├── JournalError                12   a journal or cursor that cannot be used, or is another's
+└── BridgeError                 13   a PLC's side of the bridge that cannot be opened
 
 70 = an internal error (a bug: the traceback goes to a file, whose name is printed)
 130 = interrupted by Ctrl-C, 143 = ended by SIGTERM, where the command has nothing to finish
@@ -109,3 +112,21 @@ class TrainingError(EdgeError):
     """A run that cannot start, resume or continue."""
 
     exit_code = 10
+
+
+class KeysError(EdgeError):
+    """Keys that are missing, malformed, or open to others; never quotes what a secret file holds."""
+
+    exit_code = 11
+
+
+class JournalError(EdgeError):
+    """A journal or cursor that cannot be used, or is in use by another process."""
+
+    exit_code = 12
+
+
+class BridgeError(EdgeError):
+    """A PLC's side of the bridge that cannot be opened: names the address, register or node."""
+
+    exit_code = 13

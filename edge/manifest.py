@@ -186,3 +186,14 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     tolerance: float
     frames: tuple[GoldenFrame, ...]
+
+
+class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who vouches for the bundle; member `signature.json`.  `edge.signing` says what is signed.
+
+    `key` and `signature` are hexadecimal, of 32 and 64 bytes; `algorithm` is `ed25519`.
+    """
+
+    algorithm: str
+    key: str
+    signature: str

@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         good = _score(bundle, paths, request.pixel_rate)
         calibration, decision = calibrate(good, request, bundle.manifest.model.compare)
         model, bundle_id = bundle.manifest.model, bundle.bundle_id
+        signed = bundle.signature is not None
     from calib.plot import draw, statement
 
     title = f"{path.name}: {model.method} {model.backbone}, {arguments.good}"
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise EdgeError(f"{path} is calibrated, but {plot} cannot be written: {error.strerror or error}") from error
 
     notes = warnings_for(good, decision)
+    if signed:
+        notes.append(f"the signature was of the calibration before and is gone: edge-bundle sign {path}")
     if arguments.json:
         print(_json(calibration, decision, good, notes, plot))
     else:

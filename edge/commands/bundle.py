@@ -1,4 +1,4 @@
-"""`edge-bundle`: look inside a bundle, check it, take it apart."""
+"""`edge-bundle`: look inside a bundle, check it, sign it, take it apart."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from rich.table import Table
 
 from edge.bundle import Bundle
 from edge.cli import command, output_console
+from edge.commands.key_arguments import add_folder_argument
 from edge.container import MANIFEST
 from edge.errors import EdgeError, UsageError
 from edge.files import atomic_write
 from edge.inspection.canvas import Canvas
+from edge.keys import KeyFolder, Kind
 from edge.manifest import Calibration, ModelSpec
 
 _EPILOG = """\
-exit codes: 0 whole, 1 cannot write, 2 bad arguments, 3 missing, damaged, foreign or from a newer release
+exit codes: 0 whole, 1 cannot write, 2 bad arguments, 3 missing, damaged, foreign, from a newer release or, where that
+is required, not signed by a key that is allowed here, 11 keys missing, malformed or open to others
 A bundle is a plain ZIP without compression: `unzip -l redi.plan` and file managers open it too."""
 
 
@@ -30,12 +33,16 @@ A bundle is a plain ZIP without compression: `unzip -l redi.plan` and file manag
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `edge-bundle`."""
     arguments = _parser().parse_args(argv)
+    if arguments.action == "sign":
+        _sign(arguments)
+        return 0
     with Bundle.open(arguments.bundle) as bundle:
         if arguments.action == "unpack":
             _unpack(bundle, arguments.folder, arguments.force)
         elif arguments.action == "verify":
             members = len(bundle.members) + 1
-            print(f"{bundle.path}: whole ({members} members, bundle id {bundle.bundle_id})")
+            seal = _seal(bundle, KeyFolder(arguments.keys), arguments.require_signed)
+            print(f"{bundle.path}: whole ({members} members, bundle id {bundle.bundle_id}), {seal}")
         elif arguments.json:
             print(json.dumps(describe(bundle)))
         else:
@@ -46,14 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edge-bundle",
-        description="Look inside a bundle (redi.plan). Whatever is asked, every digest is checked first.",
+        description="Look inside a bundle (redi.plan), or sign it. Whatever is asked, every digest is checked first.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="show|verify|unpack")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="show|verify|sign|unpack")
     texts = {
         "show": "model, prompts, calibration, golden frames, engines, provenance and members",
-        "verify": "check layout, digests, types, values and shapes; prints one line",
+        "verify": "check layout, digests, types, values, shapes and signature; prints one line",
+        "sign": "vouch for the model, its calibration and all else by which it decides",
         "unpack": "write every member into a folder",
     }
     made = {}
@@ -67,11 +75,41 @@ def _parser() -> argparse.ArgumentParser:
         )
         made[name].add_argument("bundle", type=Path, metavar="redi.plan", help="the bundle")
     made["show"].add_argument("--json", action="store_true", help="print one JSON line instead of tables")
+    made["verify"].add_argument(
+        "--require-signed", action="store_true", help="refuse it unless a key that is allowed here has signed it"
+    )
+    add_folder_argument(made["verify"], "says whose signatures are accepted")
+    made["sign"].add_argument(
+        "--key", metavar="NAME", help="the key pair to sign with (default: the folder's only one)"
+    )
+    add_folder_argument(made["sign"], "holds the key pair")
     made["unpack"].add_argument("folder", type=Path, metavar="DIR", help="made where it is missing")
     made["unpack"].add_argument(
         "--force", action="store_true", help="write into a folder that is not empty, over files of the same names"
     )
     return parser
+
+
+def _sign(arguments: argparse.Namespace) -> None:
+    from edge.signing import sign_bundle
+
+    pair = KeyFolder(arguments.keys).pair(Kind.SIGN, arguments.key)
+    bundle_id = sign_bundle(arguments.bundle, pair)
+    print(f"{arguments.bundle}: signed by {pair.public.name}, {pair.public.text} (bundle id {bundle_id})")
+
+
+def _seal(bundle: Bundle, folder: KeyFolder, required: bool) -> str:
+    """Return what the signature says.  A wrong one is an error even where none is required."""
+    if bundle.signature is None and not required:
+        return "not signed"
+    from edge.signing import check_signature, require_signature
+
+    if required:
+        signer = require_signature(bundle, folder)
+        return f"signed by {signer.name}, {signer.text}"
+    signer = check_signature(bundle)
+    name = next((key.name for key in folder.allowed(Kind.SIGN) if key == signer), "a key that is not allowed here")
+    return f"signed by {name}, {signer.text}"
 
 
 def describe(bundle: Bundle) -> dict[str, object]:
@@ -81,6 +119,7 @@ def describe(bundle: Bundle) -> dict[str, object]:
         "bytes": bundle.path.stat().st_size,
         "bundle_id": bundle.bundle_id,
         "calibration_id": bundle.calibration_id,
+        "signed_by": None if bundle.signature is None else f"{bundle.signature.algorithm}:{bundle.signature.key}",
         "manifest": msgspec.to_builtins(bundle.manifest),
         "calibration": msgspec.to_builtins(bundle.calibration),
         "golden": msgspec.to_builtins(bundle.golden),
@@ -100,6 +139,10 @@ def _show(bundle: Bundle) -> None:
             "schema": str(manifest.schema),
             "created": manifest.created,
             "prompts": _prompts(bundle),
+            # What it says; `verify` checks it.
+            "signed by": "nobody"
+            if bundle.signature is None
+            else f"{bundle.signature.algorithm}:{bundle.signature.key}",
         },
     )
     _print_pairs(out, "model", _model_rows(bundle))

@@ -6,6 +6,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +15,14 @@ from rich.markup import escape
 from rich.text import Text
 
 from edge.cli import command, console, output_console, positive_number, whole_number
+from edge.commands.key_arguments import add_client_arguments, client_keys
+from edge.commands.watch_log import LogCursor
 from edge.errors import UsageError
 from edge.events.codec import EventMessage, StatusMessage, event_to_json
+from edge.events.durable import DurableSubscriber
 from edge.events.endpoint import DEFAULT_ENDPOINT
-from edge.events.schema import Event
+from edge.events.follow import Gap
+from edge.events.schema import Event, numbering
 from edge.events.subscriber import Subscriber
 from edge.inspection.result import Verdict
 
@@ -28,6 +33,9 @@ _EPILOG = """\
 Start it before or after the station: it waits for one, and waits again when one has gone.  Events go to
 stdout, everything else to stderr, so that `edge-watch --json > events.jsonl` holds events alone.
 
+With --durable nothing is missed: edge-watch --durable watch.cursor --json >> events.jsonl, killed and started again
+as often as you like, makes a log of every event, each once.
+
 Each line of --json is one object with every field of docs/events.md (seq, source, score, threshold,
 verdict, regions, ...) and `mask`, the mask as COCO compressed run lengths.
 
@@ -37,6 +45,8 @@ exit codes:
   2  wrong arguments, or a folder that cannot be made or found
   4  --images sim:... has a wrong option
   5  the endpoint is invalid
+ 11  keys that are missing, malformed or open to others
+ 12  the cursor's file cannot be used
 """
 
 _COLOURS = {Verdict.OK: "green", Verdict.NG: "bold red", Verdict.LATE: "yellow", Verdict.FAULT: "bold magenta"}
@@ -58,8 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.images is not None and arguments.save_overlays is None:
         raise UsageError("--images is for --save-overlays", "add --save-overlays DIR")
-    watch = _Watch(arguments)
-    with Subscriber(arguments.endpoint, camera=arguments.camera) as subscriber:
+    if arguments.control is not None and arguments.durable is None:
+        raise UsageError("--control is for --durable", "add --durable FILE")
+    with ExitStack() as stack:
+        cursor = None
+        if arguments.durable is not None:
+            cursor = stack.enter_context(LogCursor(arguments.durable, json=arguments.json))
+        watch = _Watch(arguments, cursor)
+        subscriber: Subscriber | DurableSubscriber = _subscribe(arguments, cursor)
+        stack.callback(subscriber.close)
         try:
             watch.run(subscriber)
         except KeyboardInterrupt:
@@ -68,6 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             watch.close(subscriber)
     return 0
+
+
+def _subscribe(arguments: argparse.Namespace, cursor: LogCursor | None) -> Subscriber | DurableSubscriber:
+    keys = client_keys(arguments)
+    if cursor is None:
+        return Subscriber(arguments.endpoint, camera=arguments.camera, keys=keys)
+    return DurableSubscriber(
+        arguments.endpoint, control=arguments.control, cursor=cursor, camera=arguments.camera, keys=keys
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,6 +144,19 @@ def _parser() -> argparse.ArgumentParser:
         help="what edge-run inspects, a folder or sim:..., to find the images for --save-overlays; "
         "without it, and for other cameras, what was found is drawn on black",
     )
+    parser.add_argument(
+        "--durable",
+        type=Path,
+        metavar="FILE",
+        help="miss nothing: ask the station's journal for what was published before or in between, and keep in FILE "
+        "how far we are, to go on from there at the next start",
+    )
+    parser.add_argument(
+        "--control",
+        metavar="ENDPOINT",
+        help="where the station answers requests, for --durable (default: the next port, or PATH.control)",
+    )
+    add_client_arguments(parser)
     return parser
 
 
@@ -129,44 +168,48 @@ def _verdicts(text: str) -> frozenset[Verdict]:
 
 
 class _Gaps:
-    """Counts the events that were sent and never arrived, by the sequence numbers within each boot."""
+    """Counts the events that were sent and never arrived, by their sequence numbers within each journal."""
 
     def __init__(self) -> None:
         self.missing = 0
         self._last: dict[str, int] = {}
 
-    def event(self, boot_id: str, seq: int) -> int:
+    def event(self, journal_id: str, seq: int) -> int:
         """Note that event `seq` is here; return how many before it are missing."""
-        return self._see(boot_id, seq - 1, seq)
+        return self._see(journal_id, seq - 1, seq)
 
-    def status(self, boot_id: str, last_seq: int) -> int:
+    def status(self, journal_id: str, last_seq: int) -> int:
         """Note that event `last_seq` has been sent; return how many up to it are missing."""
-        return self._see(boot_id, last_seq, last_seq)
+        return self._see(journal_id, last_seq, last_seq)
 
-    def _see(self, boot_id: str, due: int, last: int) -> int:
+    def _see(self, journal_id: str, due: int, last: int) -> int:
         # What a station sent before the first that is heard of it is not missing: nobody was there to miss it.
-        known = self._last.get(boot_id, due)
+        known = self._last.get(journal_id, due)
         missing = max(0, due - known)
         self.missing += missing
-        self._last[boot_id] = max(known, last)
+        self._last[journal_id] = max(known, last)
         return missing
 
 
 class _Watch:
     """One run of edge-watch: what it shows, saves and counts."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, cursor: LogCursor | None) -> None:
         self._arguments = arguments
+        self._cursor = cursor
         self._table = None if arguments.json else output_console()
         self._savers = list(_savers(arguments))
         self._gaps = _Gaps()
         self._verdicts: Counter[Verdict] = Counter()
         self._shown = 0
         self._running: set[str] = set()
+        self._states: dict[str, tuple[str, str]] = {}
+        self._stopped = False
         self._rejected = 0
         self._unreadable = 0
+        self._refusal = ""
 
-    def run(self, subscriber: Subscriber) -> None:
+    def run(self, subscriber: Subscriber | DurableSubscriber) -> None:
         """Show events until one of the asked-for ends."""
         if self._table is not None:
             self._table.print(Text(_COLUMNS, style="bold"))
@@ -174,22 +217,29 @@ class _Watch:
         heard = time.monotonic()
         while True:
             message = subscriber.receive(self._patience(heard))
+            if self._cursor is not None:
+                self._cursor.commit(now=message is None)
             self._report_rejected(subscriber)
+            self._report_refusal(subscriber)
             if message is None and not subscriber.connected and not waiting:
                 _note(f"waiting for a station at {subscriber.endpoint}")
             waiting = not subscriber.connected
-            if message is not None:
+            if isinstance(message, StatusMessage):
+                # Repeated every second: only what is new counts as a sign of life.
+                heard = time.monotonic() if self._status(message) else heard
+            elif message is not None:
                 heard = time.monotonic()
-                if isinstance(message, StatusMessage):
-                    ended = self._status(message)
-                else:
-                    ended = self._event(message)
-                if ended:
+                enough = self._gap(message) if isinstance(message, Gap) else self._event(message)
+                self._acknowledge(subscriber, message)
+                if enough:
                     return
-            elif self._arguments.idle is not None and time.monotonic() - heard >= self._arguments.idle:
+            behind = isinstance(subscriber, DurableSubscriber) and subscriber.behind
+            if self._stopped and not behind:
+                return
+            if self._arguments.idle is not None and time.monotonic() - heard >= self._arguments.idle:
                 return
 
-    def close(self, subscriber: Subscriber) -> None:
+    def close(self, subscriber: Subscriber | DurableSubscriber) -> None:
         """Print the closing line."""
         verdicts = ", ".join(f"{self._verdicts[verdict]} {verdict.value}" for verdict in Verdict)
         line = f"{sum(self._verdicts.values())} events: {verdicts}; {self._gaps.missing} missing"
@@ -207,18 +257,38 @@ class _Watch:
         return float(min(_PATIENCE_S, max(0.0, heard + self._arguments.idle - time.monotonic())))
 
     def _status(self, message: StatusMessage) -> bool:
+        """Take a status; return whether it says anything new, as it is repeated every second."""
         status = message.status
-        _warn(status.camera, self._gaps.status(status.boot_id, status.last_seq), status.last_seq)
+        news = self._states.get(status.camera) != (status.boot_id, status.state)
+        self._states[status.camera] = (status.boot_id, status.state)
+        if self._cursor is None:
+            _warn(status.camera, self._gaps.status(numbering(status), status.last_seq), status.last_seq)
         if status.state != "stopped":
             self._running.add(status.camera)
-            return False
+            self._stopped = False
+            return news
         self._running.discard(status.camera)
-        return bool(self._arguments.until_stopped) and not self._running
+        self._stopped = bool(self._arguments.until_stopped) and not self._running
+        return news
+
+    def _gap(self, gap: Gap) -> bool:
+        """Tell what cannot be had any more; never a reason to end."""
+        if gap.last is not None:
+            self._gaps.missing += gap.last - gap.first + 1
+        upto = f"event {gap.first} on" if gap.last is None else f"events {gap.first} to {gap.last}"
+        console.print(escape(f"{_printable(gap.camera)}: {upto}: {_printable(gap.reason)}"), style="yellow")
+        return False
+
+    def _acknowledge(self, subscriber: Subscriber | DurableSubscriber, message: EventMessage | Gap) -> None:
+        if isinstance(subscriber, DurableSubscriber) and self._cursor is not None:
+            subscriber.ack(message)
+            self._cursor.commit()
 
     def _event(self, message: EventMessage) -> bool:
         event = message.event
-        _warn(event.camera, self._gaps.event(event.boot_id, event.seq), event.seq - 1)
-        self._running.add(event.camera)
+        if self._cursor is None:
+            _warn(event.camera, self._gaps.event(numbering(event), event.seq), event.seq - 1)
+            self._running.add(event.camera)
         self._verdicts[event.verdict] += 1
         if event.verdict not in self._arguments.only:
             return False
@@ -241,11 +311,16 @@ class _Watch:
         for saver in self._savers:
             saver.save(message.event, mask)
 
-    def _report_rejected(self, subscriber: Subscriber) -> None:
+    def _report_rejected(self, subscriber: Subscriber | DurableSubscriber) -> None:
         if subscriber.rejected > self._rejected:
             if self._rejected < _SKIPS_SHOWN:
                 _note(f"skipped: {_printable(subscriber.last_rejection)}")
             self._rejected = subscriber.rejected
+
+    def _report_refusal(self, subscriber: Subscriber | DurableSubscriber) -> None:
+        if subscriber.refusal not in ("", self._refusal):
+            console.print(f"[yellow]not let in[/]: {escape(subscriber.refusal)}")
+        self._refusal = subscriber.refusal
 
 
 def _savers(arguments: argparse.Namespace) -> Iterator[Saver]:

@@ -4,40 +4,44 @@ from __future__ import annotations
 
 import heapq
 import math
+import time
+from dataclasses import dataclass
 
 from edge.events.rle import encode_mask
 from edge.events.schema import MAX_REGIONS, Event
 from edge.files import utf8_text
 from edge.frames import Slot
 from edge.inspection.result import Inspection, Verdict
+from edge.parts import Unseen
 
 _NOTHING = (0, 0)
 
 
-def build_event(
-    slot: Slot,
-    *,
-    boot_id: str,
-    seq: int,
-    camera: str,
-    bundle_id: str,
-    calibration_id: str,
-    pixel_threshold: float,
-    skipped: int,
-    decided_at_ns: int,
-    total_ms: float,
-) -> tuple[Event, bytes]:
+@dataclass(frozen=True)
+class Origin:
+    """Where an event comes from, whatever it says.
+
+    `boot_id`, `journal_id` and `seq` are the publisher's; `bundle_id`, `calibration_id` (empty where none is known)
+    and the thresholds those that decided; `skipped` counts the frames that this camera has skipped so far.
+    """
+
+    boot_id: str
+    journal_id: str
+    seq: int
+    camera: str
+    bundle_id: str
+    calibration_id: str
+    threshold: float
+    pixel_threshold: float
+    skipped: int
+
+
+def build_event(slot: Slot, origin: Origin, *, decided_at_ns: int, total_ms: float) -> tuple[Event, bytes]:
     """Return an inspected slot's event and its mask's compressed counts, copied out of the slot.
 
     Args:
         slot: with its `inspection` set.
-        boot_id: the publisher's, with `seq` the next number in it.
-        seq: counts from 1.
-        camera: the camera's name.
-        bundle_id: the bundle that decided.
-        calibration_id: the calibration that decided; empty where none is known.
-        pixel_threshold: map value above which a pixel is in the mask.
-        skipped: frames that this camera has skipped so far.
+        origin: where the event comes from.
         decided_at_ns: wall clock at the verdict, nanoseconds.
         total_ms: milliseconds from the start of capture to the verdict.
     """
@@ -50,30 +54,66 @@ def build_event(
     regions = inspection.regions
     if len(regions) > MAX_REGIONS:
         regions = heapq.nlargest(MAX_REGIONS, regions, key=lambda region: region.area_px)
+    ticket = meta.ticket
     event = Event(
-        boot_id=boot_id,
-        seq=seq,
-        camera=camera,
+        boot_id=origin.boot_id,
+        journal_id=origin.journal_id,
+        seq=origin.seq,
+        camera=origin.camera,
         source=utf8_text(meta.source),
         frame_id=meta.frame_id,
         verdict=inspection.verdict,
         captured_at_ns=meta.captured_at_ns,
         decided_at_ns=decided_at_ns,
-        bundle_id=bundle_id,
-        calibration_id=calibration_id,
+        bundle_id=origin.bundle_id,
+        calibration_id=origin.calibration_id,
         score=_finite(inspection.score),
         peak=_finite(inspection.peak),
         threshold=_finite(inspection.threshold),
-        pixel_threshold=_finite(pixel_threshold),
+        pixel_threshold=_finite(origin.pixel_threshold),
         frame_size=(slot.pixels.shape[1], slot.pixels.shape[0]) if has_bytes else _NOTHING,
         mask_size=(slot.frame_map.shape[1], slot.frame_map.shape[0]),
         regions=list(regions),
-        part_id=meta.part_id,
+        part_id=None if ticket is None else ticket.part_id,
+        encoder=None if ticket is None else ticket.encoder,
+        triggered_at_ns=None if ticket is None else ticket.triggered_at_ns,
+        deadline_at_ns=None if ticket is None else ticket.deadline_at_ns,
         reason=utf8_text(inspection.reason),
         latency_ms=_latencies(inspection, meta.capture_ms, total_ms),
-        skipped=skipped,
+        skipped=origin.skipped,
     )
     return event, mask
+
+
+def build_unseen(unseen: Unseen, origin: Origin) -> Event:
+    """Return the event of a part whose verdict comes from no frame."""
+    ticket = unseen.ticket
+    now_ns = time.time_ns()
+    return Event(
+        boot_id=origin.boot_id,
+        journal_id=origin.journal_id,
+        seq=origin.seq,
+        camera=origin.camera,
+        source=origin.camera,
+        frame_id=0,
+        verdict=unseen.verdict,
+        captured_at_ns=now_ns,
+        decided_at_ns=now_ns,
+        bundle_id=origin.bundle_id,
+        calibration_id=origin.calibration_id,
+        score=None,
+        peak=None,
+        threshold=_finite(origin.threshold),
+        pixel_threshold=_finite(origin.pixel_threshold),
+        frame_size=_NOTHING,
+        mask_size=_NOTHING,
+        part_id=ticket.part_id,
+        encoder=ticket.encoder,
+        triggered_at_ns=ticket.triggered_at_ns,
+        deadline_at_ns=ticket.deadline_at_ns,
+        reason=unseen.reason,
+        skipped=origin.skipped,
+    )
 
 
 def _finite(value: float) -> float | None:

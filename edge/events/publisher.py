@@ -1,105 +1,93 @@
-"""The station's side of the event stream: one ZeroMQ XPUB socket.
-
-XPUB rather than PUB, because it shows the subscriptions that arrive: that is how `settle` knows that
-subscribers which were already waiting are connected before the first event goes out.
-"""
+"""One camera's events and status on their way out: into the journal first, then to the subscribers."""
 
 from __future__ import annotations
 
-import errno
-import os
 import secrets
-import socket
-import stat
+import threading
 import time
-from collections.abc import Mapping
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Callable, Mapping, Sequence
 
-import zmq
-
-from edge.errors import PublishError, UsageError
-from edge.events.codec import MAX_TOPIC_BYTES, encode_event, encode_status
-from edge.events.endpoint import DEFAULT_ENDPOINT, check_endpoint
+from edge.errors import UsageError
+from edge.events.codec import encode_event, encode_status
+from edge.events.journal import Journal
+from edge.events.outlet import Outlet
 from edge.events.schema import Event, Status
+from edge.events.security import Gatekeeper, ServerKeys
+from edge.events.store import Row
 
-# A waiting ZeroMQ client tries again 100 to 200 ms after its last attempt, unless it was told otherwise.
-_SETTLE_S = 0.35
-# While subscriptions keep arriving, others may be on their way too; but a station must start.
-_QUIET_S = 0.1
-_SETTLE_LIMIT_S = 2.0
-# What a subscriber may send us: subscriptions, which are no longer than a topic.
-_MAX_SUBSCRIPTION_BYTES = 4 * MAX_TOPIC_BYTES
-_MAX_DRAINED = 1000
 _MAX_CAMERA_NAME = 64
+
+Counters = Mapping[str, int] | Callable[[], Mapping[str, int]]
 
 
 class Publisher:
     """Publishes the events and the status of one camera.
 
-    It binds when it is made, so that subscribers connect while the model still loads.  All calls must come
-    from one thread at a time: it may be made in one and then handed to the station's publisher thread,
-    which alone goes on to use it.  Sending never blocks: beyond `hwm` waiting events, a subscriber that
-    reads nothing loses the newest.
+    Events come from one thread at a time; statuses may come from any.  From the first status on, it is repeated every
+    second, and for every subscriber that joins, with what is true by then.
 
     Args:
-        endpoint: `tcp://ADDRESS:PORT` (port `*` takes a free one) or `ipc://PATH`, a socket that only its
-            owner may use.
+        outlet: where it is sent: an endpoint, at which an outlet of its own is opened, one that cameras share, or None
+            to send nothing: events are then only numbered and kept.
         camera: its name, part of every topic.
-        hwm: events that may wait for one slow subscriber.
+        journal: keeps every event before it is published; None to keep none.
+        hwm, keys, insecure: for an outlet of its own, see `Outlet`.
 
     Raises:
-        PublishError: the endpoint is invalid or in use.
+        PublishError: the endpoint is invalid or in use, or open to other machines without keys.
+        KeysError: the keys cannot be used.
         UsageError: the camera's name cannot be part of a topic.
     """
 
-    def __init__(self, endpoint: str, *, camera: str, hwm: int = 100_000) -> None:
-        check_endpoint(endpoint)
-        if not 1 <= len(camera) <= _MAX_CAMERA_NAME or not camera.isprintable() or "/" in camera:
-            raise UsageError(
-                f"{camera!r} cannot be the name of a camera",
-                f"use 1 to {_MAX_CAMERA_NAME} printable characters and no slash, such as cam0",
-            )
+    def __init__(
+        self,
+        outlet: str | Outlet | None,
+        *,
+        camera: str,
+        journal: Journal | None = None,
+        hwm: int = 100_000,
+        keys: ServerKeys | None = None,
+        insecure: bool = False,
+    ) -> None:
+        check_camera_name(camera)
         self.camera = camera
         self.boot_id = secrets.token_hex(8)
-        self.last_seq = 0
-        self._next_seq = 1
-        self._path: Path | None = None
-        self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.XPUB)
-        self._socket.setsockopt(zmq.SNDHWM, hwm)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_SUBSCRIPTION_BYTES)
-        self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
-        # The kernel finds out that a subscriber's machine is gone.  ZeroMQ's own heartbeats would also cut
-        # off one that is merely slow, with all that waits for it.
-        self._socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        self._socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
-        self._socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 10)
-        self._socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
-        try:
-            _bind(self._socket, endpoint)
-        except BaseException:
-            self.close(0.0)
-            raise
-        if endpoint.startswith("ipc://"):
-            self._path = Path(endpoint.removeprefix("ipc://"))
-        self._bound_at = time.monotonic()
-        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.journal = journal
+        self._owned: Outlet | None = None
+        if isinstance(outlet, str):
+            outlet = self._owned = Outlet(outlet, hwm=hwm, keys=keys, insecure=insecure)
+        self.outlet = outlet
+        self.last_seq = 0 if journal is None else journal.last_seq
+        self._next_seq = self.last_seq + 1
+        #: Further counters of what surrounds the station; asked in any thread that sends a status.
+        self.more_counters: Callable[[], Mapping[str, int]] | None = None
+        self._state = ""
+        self._counters: Counters = {}
+        self._ids = ("", "", "")
+        # Over sending and what statuses tell of it: a status never speaks of events that come after it.
+        self._lock = threading.Lock()
+        if outlet is not None:
+            outlet.add_heartbeat(self._beat)
+
+    @property
+    def endpoint(self) -> str:
+        """Where subscribers connect."""
+        return "" if self.outlet is None else self.outlet.endpoint
+
+    @property
+    def gatekeeper(self) -> Gatekeeper | None:
+        """Who decides which clients may connect; None where all may."""
+        return None if self.outlet is None else self.outlet.gatekeeper
+
+    @property
+    def journal_id(self) -> str:
+        """What sequence numbers belong to: the journal, or without one this run of the station."""
+        return self.boot_id if self.journal is None else self.journal.journal_id
 
     def settle(self) -> None:
-        """Return once subscribers that were waiting before the endpoint was bound have had time to connect.
-
-        At once where loading the model has taken longer than that already.
-        """
-        until = self._bound_at + _SETTLE_S
-        if self._drain():
-            until = max(until, time.monotonic() + _QUIET_S)
-        limit = max(until, self._bound_at + _SETTLE_LIMIT_S)
-        while (left := min(until, limit) - time.monotonic()) > 0:
-            if self._socket.poll(max(1, int(left * 1000))):
-                self._drain()
-                until = max(until, time.monotonic() + _QUIET_S)
+        """Return once subscribers that were waiting before the endpoint was bound have had time to connect."""
+        if self.outlet is not None:
+            self.outlet.settle()
 
     def next_seq(self) -> int:
         """Take the next sequence number: the event that is built with it must be published."""
@@ -108,110 +96,106 @@ class Publisher:
         return seq
 
     def publish(self, event: Event, mask: bytes) -> None:
-        """Send an event, built with `boot_id` and `next_seq()`, and its mask's compressed counts."""
-        self._drain()
-        self._socket.send_multipart(encode_event(event, mask))
-        self.last_seq = event.seq
+        """Publish one event, see `publish_all`."""
+        self.publish_all([(event, mask)])
 
-    def status(self, state: str, counters: Mapping[str, int], *, bundle_id: str = "", calibration_id: str = "") -> None:
-        """Send the station's state, `running` or `stopped`, and its counters."""
-        self._drain()
-        status = Status(
-            boot_id=self.boot_id,
-            camera=self.camera,
-            state=state,
-            at_ns=time.time_ns(),
-            last_seq=self.last_seq,
-            counters=dict(counters),
-            bundle_id=bundle_id,
-            calibration_id=calibration_id,
-        )
-        self._socket.send_multipart(encode_status(status))
+    def publish_all(self, events: Sequence[tuple[Event, bytes]]) -> None:
+        """Keep events and send them; all that wait belong in one call, as they share one wait for the disk.
+
+        Args:
+            events: each built with `boot_id`, `journal_id` and `next_seq()`, and its mask's compressed counts.
+
+        Raises:
+            PartDoneError: a part has had its verdict, or has two of them here; none is kept or sent.
+        """
+        messages = [encode_event(event, mask) for event, mask in events]
+        if self.journal is not None:
+            rows = [
+                Row(event.seq, header, mask, event.part_id)
+                for (event, _), (_, header, mask) in zip(events, messages, strict=True)
+            ]
+            try:
+                self.journal.append(rows)
+            except ValueError:
+                # It has taken none of them: their numbers are still to be had.
+                self._next_seq = self.journal.last_seq + 1
+                raise
+        with self._lock:
+            if self.outlet is not None:
+                for message in messages:
+                    self.outlet.send(message)
+            if events:
+                self.last_seq = events[-1][0].seq
+
+    def status(
+        self, state: str, counters: Counters, *, bundle_id: str = "", calibration_id: str = "", reason: str = ""
+    ) -> None:
+        """Send the station's state, such as `running` or `stopped`, and its counters.
+
+        Where `counters` is a function, every repetition asks it again, from another thread.
+        """
+        with self._lock:
+            self._state, self._counters, self._ids = state, counters, (bundle_id, calibration_id, reason)
+            self._send_status()
+
+    def latest_status(self) -> Status | None:
+        """Return the status as it is now; None before the first was sent."""
+        with self._lock:
+            return self._make_status() if self._state else None
 
     def close(self, linger_s: float = 2.0) -> None:
-        """Close, giving what still waits for subscribers up to this many seconds to leave."""
-        if self._path is not None:
-            # ZeroMQ leaves it behind.  As long as we listen there, it cannot be another station's.
-            self._path.unlink(missing_ok=True)
-            self._path = None
-        self._socket.close(linger=int(linger_s * 1000))
-        self._context.term()
+        """End; close an outlet of its own, giving what still waits up to this many seconds to leave."""
+        if self._owned is not None:
+            self._owned.close(linger_s)
+        elif self.outlet is not None:
+            self.outlet.remove_heartbeat(self._beat)
 
     def __enter__(self) -> Publisher:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _drain(self) -> bool:
-        """Take the subscriptions that have arrived, lest they pile up; True where there were any."""
-        for count in range(_MAX_DRAINED):
-            if not self._socket.poll(0):
-                return count > 0
-            self._socket.recv_multipart()
-        return True
+    def _beat(self) -> None:
+        with self._lock:
+            if self._state:
+                self._send_status()
+
+    def _send_status(self) -> None:
+        if self.outlet is not None:
+            self.outlet.send(encode_status(self._make_status()))
+
+    def _make_status(self) -> Status:
+        journal = self.journal
+        counters = self._counters() if callable(self._counters) else self._counters
+        if self.gatekeeper is not None:
+            counters = {**counters, "refused": self.gatekeeper.refused}
+        if self.more_counters is not None:
+            counters = {**counters, **self.more_counters()}
+        return Status(
+            boot_id=self.boot_id,
+            camera=self.camera,
+            state=self._state,
+            at_ns=time.time_ns(),
+            last_seq=self.last_seq,
+            counters=dict(counters),
+            bundle_id=self._ids[0],
+            calibration_id=self._ids[1],
+            reason=self._ids[2],
+            journal_id=self.journal_id,
+            first_seq=0 if journal is None else journal.first_seq,
+            journal="none" if journal is None else journal.state.value,
+        )
 
 
-def _bind(socket_: zmq.Socket[bytes], endpoint: str) -> None:
-    """Bind; an ipc socket gets mode 0600 and replaces one that a dead station left behind."""
-    if not endpoint.startswith("ipc://"):
-        # ZeroMQ binds to addresses and interfaces, not to host names; this one everybody writes.
-        address = endpoint.replace("tcp://localhost:", "tcp://127.0.0.1:")
-        try:
-            socket_.bind(address)
-        except zmq.ZMQError as error:
-            raise _bind_error(endpoint, error.errno or 0) from error
-        return
-    _remove_stale(endpoint)
-    umask = os.umask(0o177)
-    try:
-        socket_.bind(endpoint)
-    except zmq.ZMQError as error:
-        raise _bind_error(endpoint, error.errno or 0) from error
-    finally:
-        os.umask(umask)
+def check_camera_name(camera: str) -> None:
+    """Refuse what cannot be part of a topic or name a folder.
 
-
-def _remove_stale(endpoint: str) -> None:
-    """Remove the path if nobody listens there: ZeroMQ itself would take it even from a live station."""
-    path = endpoint.removeprefix("ipc://")
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise PublishError(f"cannot publish at {endpoint}: {path} exists and is no socket", "name another path")
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1.0)
-            probe.connect(path)
-    except FileNotFoundError:
-        return
-    except ConnectionRefusedError:
-        os.unlink(path)
-        return
-    except TimeoutError:
-        pass
-    except OSError as error:
-        raise PublishError(f"cannot publish at {endpoint}: {error.strerror or error}", "name another path") from error
-    raise _in_use(endpoint)
-
-
-def _in_use(endpoint: str) -> PublishError:
-    return PublishError(
-        f"cannot publish at {endpoint}: it is in use",
-        "stop the station or program that uses it, or name another endpoint",
-    )
-
-
-def _bind_error(endpoint: str, number: int) -> PublishError:
-    if number == errno.EADDRINUSE:
-        return _in_use(endpoint)
-    if number in (errno.EADDRNOTAVAIL, errno.ENODEV):
-        hint = f"use an address of this machine, such as {DEFAULT_ENDPOINT}, or tcp://*:PORT for all of them"
-        return PublishError(f"cannot publish at {endpoint}: this machine has no such address", hint)
-    if number == errno.EACCES:
-        hint = "use a port above 1023, or a folder in which you may write"
-        return PublishError(f"cannot publish at {endpoint}: not permitted", hint)
-    if number == errno.ENOENT:
-        return PublishError(f"cannot publish at {endpoint}: its folder does not exist", "make the folder first")
-    hint = f"use an endpoint such as {DEFAULT_ENDPOINT}"
-    return PublishError(f"cannot publish at {endpoint}: {zmq.strerror(number)}", hint)
+    Raises:
+        UsageError: says what a name may be.
+    """
+    if not 1 <= len(camera) <= _MAX_CAMERA_NAME or not camera.isprintable() or "/" in camera:
+        raise UsageError(
+            f"{camera!r} cannot be the name of a camera",
+            f"use 1 to {_MAX_CAMERA_NAME} printable characters and no slash, such as cam0",
+        )

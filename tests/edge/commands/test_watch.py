@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from numpy.typing import NDArray
 
 from edge.cameras.sim import SimLine
 from edge.commands.watch import main
+from edge.events.control import Control, control_endpoint
+from edge.events.journal import Journal
 from edge.events.publisher import Publisher
+from edge.events.replay import serve_events
 from edge.events.rle import encode_mask
 from edge.events.schema import Event
 from edge.inspection.result import Region, Verdict
@@ -70,7 +74,7 @@ def watch(publisher: Publisher) -> Callable[..., None]:
 
     def run(script: Callable[[], None], *arguments: str) -> None:
         def publish() -> None:
-            assert publisher._socket.poll(20_000)
+            assert publisher.outlet.wait_for_subscriber(20.0)
             publisher.settle()
             publisher.status("running", {})
             script()
@@ -245,8 +249,9 @@ def free_port() -> int:
         return int(publisher.endpoint.rpartition(":")[2])
 
 
-def test_foreign_messages_are_named_and_skipped(capsys: pytest.CaptureFixture[str]) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+def test_foreign_messages_are_named_and_skipped(
+    capsys: pytest.CaptureFixture[str], context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
     sender = context.socket(zmq.XPUB)
     sender.bind("tcp://127.0.0.1:*")
 
@@ -261,7 +266,6 @@ def test_foreign_messages_are_named_and_skipped(capsys: pytest.CaptureFixture[st
     thread.start()
     assert main([sender.getsockopt_string(zmq.LAST_ENDPOINT), "--json", "--idle", "0.7"]) == 0
     thread.join()
-    context.destroy(0)
     out, err = capsys.readouterr()
     assert out == ""
     assert "9 foreign or damaged messages skipped" in err
@@ -316,7 +320,7 @@ def test_an_unwritable_folder_ends_with_1(publisher: Publisher, tmp_path: Path) 
     (target / f"{publisher.boot_id[:8]}-0000001-parts_000.png").mkdir()
 
     def publish() -> None:
-        assert publisher._socket.poll(20_000)
+        assert publisher.outlet.wait_for_subscriber(20.0)
         publisher.settle()
         publisher.publish(event(publisher, Verdict.NG), COUNTS)
 
@@ -324,6 +328,100 @@ def test_an_unwritable_folder_ends_with_1(publisher: Publisher, tmp_path: Path) 
     thread.start()
     assert main([publisher.endpoint, "--save-masks", str(target)]) == 1
     thread.join()
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Publisher]:
+    """A station with a journal, that answers requests."""
+    endpoint = f"ipc://{tmp_path}/events"
+    with (
+        Journal(tmp_path / "cam0") as journal,
+        Publisher(endpoint, camera="cam0", journal=journal) as publisher,
+        Control(control_endpoint(endpoint), context=publisher.outlet.context) as control,
+    ):
+        serve_events(control, [publisher])
+        control.start()
+        publisher.status("running", {})
+        yield publisher
+
+
+def publish_kept(publisher: Publisher, count: int) -> None:
+    journal_id = publisher.journal_id
+    publisher.publish_all([(event(publisher, journal_id=journal_id), b"") for _ in range(count)])
+
+
+def test_durable_watching_goes_on_where_it_ended(
+    kept: Publisher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [kept.endpoint, "--json", "--durable", str(tmp_path / "cursor")]
+    publish_kept(kept, 5)
+    assert main([*arguments, "--count", "3"]) == 0
+    publish_kept(kept, 5)
+    assert main([*arguments, "--count", "7"]) == 0
+    assert [each["seq"] for each in lines(capsys.readouterr().out)] == list(range(1, 11))
+    kept.status("stopped", {})
+    publish_kept(kept, 2)
+    # Not before all that was published is there.
+    kept.status("stopped", {})
+    assert main([*arguments, "--until-stopped"]) == 0
+    out, err = capsys.readouterr()
+    assert [each["seq"] for each in lines(out)] == [11, 12]
+    assert "2 events: 2 ok" in err
+
+
+def test_a_durable_log_has_each_event_once_however_often_watching_is_killed(kept: Publisher, tmp_path: Path) -> None:
+    chance = random.Random(5)
+    log = tmp_path / "events.jsonl"
+    for life in range(4):
+        publish_kept(kept, 200)
+        with log.open("ab") as out:
+            watcher = start(kept.endpoint, "--json", "--durable", str(tmp_path / "cursor"), stdout=out.fileno())
+            size = log.stat().st_size
+            while log.stat().st_size < size + chance.randint(1, 40_000):
+                assert watcher.poll() is None
+                threading.Event().wait(0.002)
+            watcher.kill()
+            watcher.communicate()
+        if life % 2:
+            # A line that was cut short, as a full pipe or disk may do.
+            with log.open("ab") as out:
+                out.write(b'{"boot_id": "half a li')
+    total = 800
+    with log.open("ab") as out:
+        watcher = start(
+            kept.endpoint, "--json", "--durable", str(tmp_path / "cursor"), "--idle", "1", stdout=out.fileno()
+        )
+        _, err = watcher.communicate(timeout=60)
+    assert watcher.returncode == 0, err
+    assert [json.loads(line)["seq"] for line in log.read_text().splitlines()] == list(range(1, total + 1))
+
+
+def test_what_cannot_be_had_any_more_is_said(
+    kept: Publisher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [kept.endpoint, "--json", "--durable", str(tmp_path / "cursor")]
+    publish_kept(kept, 1)
+    assert main([*arguments, "--count", "1"]) == 0
+    publish_kept(kept, 40)
+    assert kept.journal is not None
+    store = kept.journal._files.store
+    assert store is not None
+    store.prune(0, 0, step=10)
+    assert main([*arguments, "--count", "31"]) == 0
+    out, err = capsys.readouterr()
+    assert [each["seq"] for each in lines(out)] == [1, *range(11, 42)]
+    assert "cam0: events 2 to 10: pruned" in err
+    assert "31 ok, 0 ng, 0 late, 0 fault; 9 missing" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--durable", "{tmp}/missing/cursor"], 12), (["--control", "tcp://127.0.0.1:1"], 2)]
+)
+def test_bad_durable_arguments(
+    arguments: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([argument.replace("{tmp}", str(tmp_path)) for argument in arguments]) == code
+    assert "next: " in capsys.readouterr().err
 
 
 STARTED: list[subprocess.Popen[str]] = []
@@ -338,12 +436,12 @@ def no_process_is_left() -> Iterator[None]:
     STARTED.clear()
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
     code = "import sys; from edge.commands.watch import main; sys.exit(main())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -378,7 +476,7 @@ def test_a_reader_that_goes_away_ends_watching_quietly(publisher: Publisher) -> 
     assert watcher.stdout is not None
     assert watcher.stderr is not None
     watcher.stdout.close()
-    assert publisher._socket.poll(30_000)
+    assert publisher.outlet.wait_for_subscriber(30.0)
     publisher.settle()
     deadline = time.monotonic() + 30
     while watcher.poll() is None and time.monotonic() < deadline:

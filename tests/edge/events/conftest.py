@@ -40,6 +40,7 @@ def fixed_event(**changes: Any) -> Event:
         "reason": "",
         "latency_ms": {"capture": 1.5, "queue": 0.25, "before": 0.5, "core": 12.0, "after": 1.0, "total": 15.25},
         "skipped": 0,
+        "journal_id": "8899aabbccddeeff",
     }
     return Event(**{**fields, **changes})
 

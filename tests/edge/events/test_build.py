@@ -1,17 +1,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edge.events.build import build_event
+from edge.events.build import Origin, build_event, build_unseen
 from edge.events.codec import EventMessage, decode_message, encode_event
 from edge.events.rle import decode_mask
 from edge.events.schema import MAX_REGIONS, Event
 from edge.frames import FrameMeta, PixelFormat, Slot, aligned_bytes, aligned_f32
 from edge.inspection.result import Inspection, Region, Verdict
+from edge.parts import Ticket, Unseen
+
+TICKET = Ticket("P9", encoder=7, triggered_at_ns=900, triggered_ns=0, deadline_at_ns=1900, due_ns=1000)
+ORIGIN = Origin(
+    boot_id="boot",
+    journal_id="journal",
+    seq=5,
+    camera="cam0",
+    bundle_id="bundle",
+    calibration_id="calibration",
+    threshold=1.0,
+    pixel_threshold=0.75,
+    skipped=2,
+)
 
 
 def region(area: int) -> Region:
@@ -23,7 +38,7 @@ def inspected(verdict: Verdict = Verdict.NG, **fields: Any) -> Slot:
     slot.shape_pixels(60, 100, PixelFormat.BGR8)
     slot.mask[4, 2] = 0b1010_0000
     slot.meta = FrameMeta(
-        source="a/b.png", frame_id=9, part_id="P9", captured_ns=1, captured_at_ns=1000, capture_ms=2.0
+        source="a/b.png", frame_id=9, ticket=TICKET, captured_ns=1, captured_at_ns=1000, capture_ms=2.0
     )
     outcome: dict[str, Any] = {"score": 1.5, "peak": 2.5, "threshold": 1.0}
     outcome |= {"latency_ms": {"before": 0.5, "core": 10.0, "after": 1.0}}
@@ -32,18 +47,8 @@ def inspected(verdict: Verdict = Verdict.NG, **fields: Any) -> Slot:
 
 
 def build(slot: Slot, **fields: Any) -> tuple[Event, bytes]:
-    known: dict[str, Any] = {
-        "boot_id": "boot",
-        "seq": 5,
-        "camera": "cam0",
-        "bundle_id": "bundle",
-        "calibration_id": "calibration",
-        "pixel_threshold": 0.75,
-        "skipped": 2,
-        "decided_at_ns": 2000,
-        "total_ms": 15.0,
-    }
-    return build_event(slot, **{**known, **fields})
+    total_ms = fields.pop("total_ms", 15.0)
+    return build_event(slot, replace(ORIGIN, **fields), decided_at_ns=2000, total_ms=total_ms)
 
 
 def test_an_event_has_all_that_the_slot_knows() -> None:
@@ -67,6 +72,10 @@ def test_an_event_has_all_that_the_slot_knows() -> None:
         mask_size=(64, 32),
         regions=[region(5)],
         part_id="P9",
+        encoder=7,
+        triggered_at_ns=900,
+        deadline_at_ns=1900,
+        journal_id="journal",
         reason="",
         latency_ms={"capture": 2.0, "before": 0.5, "core": 10.0, "after": 1.0, "queue": 1.5, "total": 15.0},
         skipped=2,
@@ -131,3 +140,11 @@ def test_a_name_that_is_no_text_can_still_be_sent() -> None:
     assert isinstance(message, EventMessage)
     assert message.event.source == "caf\\udce9.png"
     assert message.event.reason == "cannot read caf\\udce9.png"
+
+
+def test_a_part_without_a_frame_has_its_trigger_and_the_reason() -> None:
+    event = build_unseen(Unseen(TICKET, Verdict.LATE, "no verdict by its deadline"), ORIGIN)
+    assert (event.part_id, event.encoder, event.triggered_at_ns, event.deadline_at_ns) == ("P9", 7, 900, 1900)
+    assert (event.verdict, event.reason, event.score) == (Verdict.LATE, "no verdict by its deadline", None)
+    assert (event.seq, event.journal_id, event.threshold, event.skipped) == (5, "journal", 1.0, 2)
+    assert decode_message(encode_event(event, b"")) == EventMessage(event, b"")

@@ -25,7 +25,7 @@ from edge.events.codec import (
     event_to_json,
 )
 from edge.events.rle import MAX_PIXELS, encode_mask
-from edge.events.schema import SCHEMA_VERSION, Event, Status
+from edge.events.schema import SCHEMA_VERSION, Event, Status, numbering
 from edge.inspection.result import Region, Verdict
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -40,7 +40,16 @@ STATUS = Status(
     counters={"ok": 6, "ng": 1},
     bundle_id="0123456789abcdef",
     calibration_id="fedcba9876543210",
+    journal_id="8899aabbccddeeff",
+    first_seq=2,
+    journal="ok",
 )
+TRIGGER = {
+    "part_id": "part 41",
+    "encoder": -(1 << 63),
+    "triggered_at_ns": 1_767_225_600_000_000_000,
+    "deadline_at_ns": 1_767_225_600_150_000_000,
+}
 
 
 def golden_mask() -> np.ndarray:
@@ -57,6 +66,7 @@ def golden(name: str) -> list[bytes]:
 def test_events_are_encoded_to_the_golden_bytes(make_event: MakeEvent) -> None:
     counts = encode_mask(np.packbits(golden_mask(), axis=1))
     assert encode_event(make_event(), counts) == golden("event-v1")
+    assert encode_event(make_event(**TRIGGER), b"") == golden("event-v1-triggered")
     assert encode_status(STATUS) == golden("status-v1")
 
 
@@ -65,7 +75,17 @@ def test_golden_bytes_decode(make_event: MakeEvent) -> None:
     assert isinstance(message, EventMessage)
     assert message.event == make_event()
     assert np.array_equal(message.mask_array(), golden_mask())
+    assert decode_message(golden("event-v1-triggered")) == EventMessage(make_event(**TRIGGER), b"")
     assert decode_message(golden("status-v1")) == StatusMessage(STATUS)
+
+
+def test_messages_from_before_there_were_journals_decode(make_event: MakeEvent) -> None:
+    message = decode_message(golden("event-v1-first"))
+    assert isinstance(message, EventMessage)
+    assert message.event == make_event(journal_id="")
+    assert numbering(message.event) == message.event.boot_id
+    status = msgspec.structs.replace(STATUS, journal_id="", first_seq=0, journal="")
+    assert decode_message(golden("status-v1-first")) == StatusMessage(status)
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -103,6 +123,7 @@ events = st.builds(
     reason=st.text(),
     latency_ms=st.dictionaries(st.text(), numbers, max_size=3),
     skipped=int64,
+    journal_id=st.text(),
 )
 quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 
@@ -154,7 +175,7 @@ def without(field: str) -> list[bytes]:
 
 
 def test_fields_of_a_later_release_are_ignored(make_event: MakeEvent) -> None:
-    message = decode_message(changed(encoder=[1, {"deep": None}], colour="red"))
+    message = decode_message(changed(speed=[1, {"deep": None}], colour="red"))
     assert isinstance(message, EventMessage)
     assert message.event == make_event()
 

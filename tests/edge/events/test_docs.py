@@ -19,7 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.events import codec, schema
+from edge.events import codec, requests, schema
+from edge.events.preview import Preview
 from edge.events.publisher import Publisher
 from edge.events.rle import decode_mask, encode_mask
 from edge.events.schema import Event, Status
@@ -47,6 +48,8 @@ def type_name(info: Any) -> str:
     match info:
         case msgspec.inspect.IntType():
             return "int"
+        case msgspec.inspect.BoolType():
+            return "bool"
         case msgspec.inspect.FloatType():
             return "float"
         case msgspec.inspect.StrType() | msgspec.inspect.EnumType():
@@ -67,7 +70,10 @@ def type_name(info: Any) -> str:
     raise AssertionError(info)
 
 
-@pytest.mark.parametrize(("title", "struct"), [("Event header", Event), ("Status header", Status), ("Regions", Region)])
+@pytest.mark.parametrize(
+    ("title", "struct"),
+    [("Event header", Event), ("Status header", Status), ("Regions", Region), ("Previews", Preview)],
+)
 def test_the_tables_list_the_fields_and_types_of_the_schema(title: str, struct: type[msgspec.Struct]) -> None:
     info = msgspec.inspect.type_info(struct)
     assert isinstance(info, msgspec.inspect.StructType)
@@ -83,6 +89,27 @@ def test_the_tables_list_verdicts_topics_and_limits() -> None:
     assert f"at most {codec.MAX_HEADER_BYTES >> 20} MiB" in TEXT
     assert f"at most {codec.MAX_MASK_BYTES >> 20} MiB" in TEXT
     assert f"at most {schema.MAX_REGIONS:,}, the largest" in TEXT
+
+
+def test_requests_are_described() -> None:
+    rows = {row[0].strip("`"): row[1] for row in table("Journal and replay")}
+    for struct in (requests.Request, requests.Reply, requests.Replayed, requests.Triggered):
+        info = msgspec.inspect.type_info(struct)
+        assert isinstance(info, msgspec.inspect.StructType)
+        for field in info.fields:
+            assert field.encode_name in rows
+            if not isinstance(field.type, (msgspec.inspect.ListType, msgspec.inspect.RawType)):
+                assert rows[field.encode_name] == type_name(field.type)
+    text = section("Journal and replay")
+    for name, value in vars(requests).items():
+        if name.isupper() and isinstance(value, str):
+            assert f"`{value}`" in text
+    for struct in (requests.Replay, requests.Lost, requests.Trigger, requests.Switch, requests.Switched):
+        for name in struct.__struct_fields__:
+            assert f"`{name}`" in text
+    assert f"at most {requests.MAX_REQUEST_BYTES >> 10} KiB" in text
+    assert f"at most {requests.MAX_REPLY_BYTES >> 20} MiB" in text
+    assert f"`limit` ({requests.MAX_REPLAY_EVENTS})" in text
 
 
 def python_example(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -104,7 +131,7 @@ def test_the_python_example_reads_a_station(
         received: list[Any] = []
         thread = threading.Thread(target=lambda: received.extend(example["watch"](publisher.endpoint, 2)))
         thread.start()
-        assert publisher._socket.poll(10_000)
+        assert publisher.outlet.wait_for_subscriber(10.0)
         publisher.settle()
         sent = [make_event(seq=publisher.next_seq()), make_event(seq=publisher.next_seq(), score=None)]
         publisher.publish(sent[0], encode_mask(np.packbits(mask, axis=1)))
