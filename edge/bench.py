@@ -22,6 +22,7 @@ from edge.cameras.sim import SimLine
 from edge.errors import EdgeError, FrameError
 from edge.events.codec import EventMessage, encode_event
 from edge.events.publisher import Publisher
+from edge.events.schema import Event
 from edge.events.subscriber import Subscriber
 from edge.frames import U8, Slot
 from edge.inspection.inspector import Inspector
@@ -135,16 +136,15 @@ def _run(
     ends: list[float] = []
     used: list[Slot] = []
 
-    def note(slot: Slot) -> None:
+    def note(event: Event, mask: bytes, slot: Slot | None) -> None:
         ends.append(time.perf_counter())
-        found = slot.inspection
-        if found is None or found.verdict is Verdict.FAULT:
-            raise FrameError(f"a frame could not be inspected: {found.reason if found else 'no result'}")
+        if slot is None or event.verdict is Verdict.FAULT:
+            raise FrameError(f"a frame could not be inspected: {event.reason}")
         for stage, values in stages.items():
-            values.append(found.latency_ms[stage])
+            values.append(event.latency_ms[stage])
         used[:] = [slot]
 
-    station = Station(MemoryCamera(_NAME, frames, count), inspector, publisher, on_result=note)
+    station = Station(MemoryCamera(_NAME, frames, count), inspector, publisher, on_event=note)
     summary = station.run()
     return stages, summary.latencies["publish"], ends, used[0]
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from edge.inspection.result import Inspection
+    from edge.parts import Ticket
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -42,11 +43,12 @@ class FrameMeta:
 
     `captured_ns` is the monotonic clock (for latencies), `captured_at_ns` the wall clock (for people), both in
     nanoseconds.  `error` names why there are no usable bytes: such a frame still gets its verdict, `fault`.
+    `ticket` is the triggered part that the frame shows, None where the camera runs freely.
     """
 
     source: str = ""
     frame_id: int = 0
-    part_id: str | None = None
+    ticket: Ticket | None = None
     captured_ns: int = 0
     captured_at_ns: int = 0
     capture_ms: float = 0.0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,8 @@ _PROC, _SYS = Path("/proc"), Path("/sys")
 
 #: What `adjtimex` returns where nothing keeps the clock right (TIME_ERROR).
 _CLOCK_UNSYNCHRONISED = 5
+#: The `nice` value of what may wait: as high as may be without starving.
+_BACKGROUND = 15
 #: More than any `struct timex`; zeroed, it asks and changes nothing.
 _TIMEX_BYTES = 512
 
@@ -81,6 +85,24 @@ def clock() -> Clock:
     governors = {_read(folder / "scaling_governor").strip() for folder in folders} - {""}
     khz = [int(text) for folder in folders if (text := _read(folder / "scaling_cur_freq").strip()).isdigit()]
     return Clock(tuple(sorted(governors)), (min(khz) // 1000, max(khz) // 1000) if khz else None)
+
+
+def temperatures() -> dict[str, float]:
+    """Return what the thermal zones measure, in degrees Celsius, by zone: `thermal_zone0 x86_pkg_temp`."""
+    found = {}
+    for zone in sorted((_SYS / "class/thermal").glob("thermal_zone[0-9]*")):
+        # In thousandths.  A zone that is switched off cannot be read.
+        text = _read(zone / "temp").strip()
+        if text.removeprefix("-").isdigit():
+            found[f"{zone.name} {_read(zone / 'type').strip()}".strip()] = int(text) / 1000
+    return found
+
+
+def lower_priority() -> None:
+    """Let this thread yield to the process's others: on Linux each thread has a priority of its own."""
+    # Where even that is forbidden, it goes on as it is.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND)
 
 
 def clock_is_synchronised() -> bool | None:

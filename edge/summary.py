@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from edge.frames import Slot
+from edge.events.schema import Event
 from edge.inspection.result import Verdict
 
 #: Stages in the order in which a frame passes them; `total` ends with the verdict, `publish` comes after it.
@@ -30,12 +31,14 @@ class LatencyHistogram:
         self._counts = np.zeros(_BINS, np.int64)
         self.count = 0
         self.max_ms = 0.0
+        self.sum_ms = 0.0
 
     def add(self, ms: float) -> None:
         """Count one latency, in milliseconds."""
         position = round(math.log(max(ms, _LOWEST_MS) / _LOWEST_MS) / _STEP)
         self._counts[min(position, _BINS - 1)] += 1
         self.count += 1
+        self.sum_ms += ms
         self.max_ms = max(self.max_ms, ms)
 
     def percentile(self, percent: float) -> float:
@@ -45,6 +48,17 @@ class LatencyHistogram:
         rank = math.ceil(self.count * percent / 100)
         position = int(np.searchsorted(np.cumsum(self._counts), max(rank, 1)))
         return min(_LOWEST_MS * math.exp(position * _STEP), self.max_ms)
+
+    def cumulative(self, bounds_ms: Sequence[float]) -> list[int]:
+        """Return how many latencies are at most each bound, within 1 % of it, and in the end how many there are.
+
+        Args:
+            bounds_ms: ascending, positive.
+        """
+        # Of one moment, while another thread may add more.
+        totals = np.cumsum(self._counts)
+        edges = [math.floor(math.log(bound / _LOWEST_MS) / _STEP) for bound in bounds_ms]
+        return [int(totals[min(max(edge, 0), _BINS - 1)]) for edge in edges] + [int(totals[-1])]
 
     def as_dict(self) -> dict[str, float]:
         """Return p50, p95, p99 and max, in milliseconds."""
@@ -63,14 +77,11 @@ class Summary:
         self.timeouts = 0
         self.reconnects = 0
 
-    def add(self, slot: Slot, total_ms: float, publish_ms: float) -> None:
-        """Count one frame whose verdict has been published."""
-        inspection = slot.inspection
-        if inspection is None:
-            raise RuntimeError(f"slot {slot.index} was counted before it was inspected")
+    def add(self, event: Event, publish_ms: float) -> None:
+        """Count one event that has been published."""
         self._last = perf_counter()
-        self.verdicts[inspection.verdict] += 1
-        stages = {**inspection.latency_ms, "capture": slot.meta.capture_ms, "total": total_ms, "publish": publish_ms}
+        self.verdicts[event.verdict] += 1
+        stages = {**event.latency_ms, "publish": publish_ms}
         for stage, histogram in self.latencies.items():
             if stage in stages:
                 histogram.add(stages[stage])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from edge.errors import FrameError
 from edge.frames import MAX_SIDE, U8, FrameMeta, PixelFormat, Slot
+
+if TYPE_CHECKING:
+    from edge.parts import Ticket
 
 _Camera = TypeVar("_Camera", bound="Camera")
 
@@ -51,6 +54,9 @@ class Camera(ABC):
             EndOfStream: the source has ended.
             CameraError: the camera is lost.
         """
+
+    def expect(self, ticket: Ticket) -> None:  # noqa: B027  most cameras show what is before them
+        """Note which triggered part the next frame is to show.  Called only where the source waits to be asked."""
 
     def close(self) -> None:  # noqa: B027  most files have nothing to let go of
         """Let go of the device or file.  May be called twice."""

@@ -27,6 +27,11 @@ ACCEPTED = (
 )
 
 
+def is_live(spec: str) -> bool:
+    """Return whether a text names a device or stream, which may not be there now and be there later."""
+    return bool(re.fullmatch(r"[0-9]{1,3}", spec) or _STREAM.match(spec) or spec.startswith("/dev/"))
+
+
 def open_camera(spec: str, *, name: str = "cam0") -> Camera:
     """Open the camera that a text names.
 

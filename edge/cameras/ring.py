@@ -48,6 +48,7 @@ class FrameRing:
         self._skipped = 0
         self._finished = False
         self._closed = False
+        self._nudged = False
         lock = threading.Lock()
         self._for_camera = threading.Condition(lock)
         self._for_inspector = threading.Condition(lock)
@@ -132,10 +133,11 @@ class FrameRing:
     def take_inspected(self, timeout_s: float) -> Slot | None:
         """Return the next inspected frame, in the order of inspection.
 
-        None when there is none within `timeout_s`, and at once when `done`.
+        None when there is none within `timeout_s`, and at once when `done` or after a `nudge`.
         """
         with self._lock:
-            self._wait(self._for_publisher, lambda: self._inspected or self._is_done(), timeout_s)
+            self._wait(self._for_publisher, lambda: self._inspected or self._nudged or self._is_done(), timeout_s)
+            self._nudged = False
             if self._closed or not self._inspected:
                 return None
             slot = self._inspected.popleft()
@@ -150,6 +152,18 @@ class FrameRing:
             self._put_free(slot)
 
     # Everybody's side
+
+    def nudge(self) -> None:
+        """Let `take_inspected` return once without a frame: its caller has something else to do."""
+        with self._lock:
+            self._nudged = True
+            self._for_publisher.notify()
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """How many slots wait, by whom they wait for."""
+        with self._lock:
+            return {"inspector": len(self._captured), "publisher": len(self._inspected)}
 
     @property
     def skipped(self) -> int:

@@ -11,6 +11,7 @@ from edge.cameras.sim import MAX_SIZE, MIN_SIZE, SimLine
 from edge.cameras.sim_products import PRODUCTS
 from edge.errors import CameraError
 from edge.frames import PixelFormat, Slot
+from edge.parts import Ticket
 
 _ENDLESS = 2**63 - 1
 
@@ -25,10 +26,21 @@ class SimCamera(Camera):
         line: the line.
         count: how many parts there are; None for no end.
         rate: parts per second; None for as fast as they are taken.
+        by_encoder: a triggered part is the one of its encoder's count, as if the camera hung there over the conveyor.
     """
 
-    def __init__(self, name: str, line: SimLine, *, count: int | None = None, rate: float | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        line: SimLine,
+        *,
+        count: int | None = None,
+        rate: float | None = None,
+        by_encoder: bool = False,
+    ) -> None:
         super().__init__(name, live=rate is not None, total=count)
+        self._by_encoder = by_encoder
+        self._encoder: int | None = None
         self.line = line
         self._period_s = None if rate is None else 1 / rate
         self._due_s = time.monotonic()
@@ -41,10 +53,15 @@ class SimCamera(Camera):
         if not self._await_part(timeout_s):
             return False
         started_ns = time.monotonic_ns()
-        index = self._frames
+        index = self._frames if self._encoder is None else self._encoder
         self.line.render(index, slot.shape_pixels(self.line.height, self.line.width, PixelFormat.BGR8))
         self._stamp(slot, f"sim/{self.line.seed}/{index:06d}", started_ns)
         return True
+
+    def expect(self, ticket: Ticket) -> None:
+        """Show the part that lies at this count of the encoder."""
+        if self._by_encoder:
+            self._encoder = max(0, ticket.encoder or 0)
 
     def close(self) -> None:
         """End a wait for the next part."""
@@ -69,7 +86,7 @@ def open_sim(name: str, options: str) -> SimCamera:
         name: the camera's name.
         options: comma-separated `key=value`, each at most once.  `seed` (0), `count` of parts (no end), `rate` in
             parts per second (as fast as they are taken), `defects` share 0–1 (0.25), `width` and `height` in pixels
-            (320), `product` (disc).
+            (320), `product` (disc), `index`: `frame`, or `encoder` for triggered parts (frame).
 
     Raises:
         CameraError: an unknown option or product, or a value out of range.
@@ -94,10 +111,13 @@ def open_sim(name: str, options: str) -> SimCamera:
     )
     count = _whole(given["count"], "count", 1, _ENDLESS) if "count" in given else None
     rate = _real(given["rate"], "rate", 0.001, 100_000.0) if "rate" in given else None
-    return SimCamera(name, line, count=count, rate=rate)
+    index = given.get("index", "frame")
+    if index not in ("frame", "encoder"):
+        raise CameraError(f"simulated line: index={index}", "write index=frame or index=encoder")
+    return SimCamera(name, line, count=count, rate=rate, by_encoder=index == "encoder")
 
 
-_KEYS = ("seed", "count", "rate", "defects", "width", "height", "product")
+_KEYS = ("seed", "count", "rate", "defects", "width", "height", "product", "index")
 
 
 def _whole(text: str, key: str, low: int, high: int) -> int:

@@ -172,21 +172,21 @@ def test_capture_inspection_and_publishing_overlap(line: Line) -> None:
 
     threads = set()
 
-    def hold_the_first(slot: Slot) -> None:
+    def hold_the_first(event: Event, mask: bytes, slot: Slot | None) -> None:
         threads.add(threading.current_thread().name)
-        if slot.meta.frame_id == 0:
+        if event.frame_id == 0:
             # Only a capture that goes on meanwhile can end this.
             assert third_captured.wait(LIMIT_S)
 
     camera = ScriptedCamera(iter([part, part, third, part]))
-    assert len(line.run(camera, on_result=hold_the_first)) == 4
+    assert len(line.run(camera, on_event=hold_the_first)) == 4
     assert threads == {"publish"}
 
 
 def test_slots_are_allocated_once_and_go_round(line: Line) -> None:
     memory = set()
     camera = ScriptedCamera(iter([part] * 20))
-    line.run(camera, slots=3, on_result=lambda slot: memory.add((slot.index, slot.memory.ctypes.data)))
+    line.run(camera, slots=3, on_event=lambda event, mask, slot: memory.add((slot.index, slot.memory.ctypes.data)))
     assert len(memory) == 3
 
 
@@ -202,12 +202,12 @@ def test_stopping_finishes_what_was_captured(line: Line) -> None:
 
     camera = ScriptedCamera(forever())
 
-    def stop_at_five(slot: Slot) -> None:
-        if slot.meta.frame_id == 5:
+    def stop_at_five(event: Event, mask: bytes, slot: Slot | None) -> None:
+        if event.frame_id == 5:
             assert line.station is not None
             line.station.stop()
 
-    events = line.run(camera, on_result=stop_at_five)
+    events = line.run(camera, on_event=stop_at_five)
     assert len(events) == camera.captured >= 6
     assert {event.verdict for event in events} == {Verdict.OK}
     assert camera.closed
@@ -242,7 +242,7 @@ def test_a_live_camera_is_not_waited_for(line: Line, inspector: Inspector, monke
 
 
 def test_a_lost_live_camera_is_a_fault_and_is_opened_again(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge.station._FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("edge.capture._FIRST_PAUSE_S", 0.01)
     first = ScriptedCamera(iter([part, lost]), live=True)
     second = ScriptedCamera(iter([blemished]), live=True)
     attempts: list[int] = []
@@ -255,7 +255,7 @@ def test_a_lost_live_camera_is_a_fault_and_is_opened_again(line: Line, monkeypat
 
     seen = threading.Event()
 
-    def first_seen(slot: Slot) -> None:
+    def first_seen(event: Event, mask: bytes, slot: Slot | None) -> None:
         seen.set()
 
     def lost_once_seen(slot: Slot, timeout_s: float) -> bool:
@@ -263,7 +263,7 @@ def test_a_lost_live_camera_is_a_fault_and_is_opened_again(line: Line, monkeypat
         return lost(slot, timeout_s)
 
     first._script = iter([part, lost_once_seen])
-    events = line.run(first, reopen=reopen, on_result=first_seen)
+    events = line.run(first, reopen=reopen, on_event=first_seen)
     assert [event.verdict for event in events] == [Verdict.OK, Verdict.FAULT, Verdict.NG]
     assert "the cable is out" in events[1].reason
     assert first.closed
@@ -295,7 +295,7 @@ def test_an_error_in_the_capture_thread_ends_the_run(line: Line) -> None:
 
 
 def test_an_error_in_the_publish_thread_ends_the_run(inspector: Inspector) -> None:
-    def broken(slot: Slot) -> None:
+    def broken(event: Event, mask: bytes, slot: Slot | None) -> None:
         raise ZeroDivisionError
 
     def forever() -> Iterator[Step]:
@@ -304,7 +304,7 @@ def test_an_error_in_the_publish_thread_ends_the_run(inspector: Inspector) -> No
 
     camera = ScriptedCamera(forever())
     with pytest.raises(ZeroDivisionError):
-        Station(camera, inspector, None, on_result=broken).run()
+        Station(camera, inspector, Publisher(None, camera="cam0"), on_event=broken).run()
     assert camera.closed
 
 
@@ -329,25 +329,26 @@ def test_an_error_in_the_inspector_ends_the_run_but_leaves_no_frame_without_its_
 def test_without_a_publisher_results_still_come(inspector: Inspector) -> None:
     verdicts = []
 
-    def note(slot: Slot) -> None:
-        assert slot.inspection is not None
-        verdicts.append(slot.inspection.verdict)
+    def note(event: Event, mask: bytes, slot: Slot | None) -> None:
+        verdicts.append(event.verdict)
 
-    summary = Station(ScriptedCamera(iter([part, blemished])), inspector, None, on_result=note).run()
+    summary = Station(
+        ScriptedCamera(iter([part, blemished])), inspector, Publisher(None, camera="cam0"), on_event=note
+    ).run()
     assert verdicts == [Verdict.OK, Verdict.NG]
     assert summary.frames == 2
 
 
-def test_an_error_of_on_result_leaves_no_captured_frame_without_its_event(line: Line) -> None:
-    def broken(slot: Slot) -> None:
+def test_an_error_of_on_event_leaves_no_captured_frame_without_its_event(line: Line) -> None:
+    def broken(event: Event, mask: bytes, slot: Slot | None) -> None:
         raise ZeroDivisionError
 
     camera = ScriptedCamera(iter([part] * 50))
-    assert len(line.run(camera, ZeroDivisionError, on_result=broken)) == camera.captured
+    assert len(line.run(camera, ZeroDivisionError, on_event=broken)) == camera.captured
 
 
 def test_a_signal_may_interrupt_the_end_of_the_run_at_any_line(inspector: Inspector) -> None:
-    station = Station(ScriptedCamera(iter([])), inspector, None)
+    station = Station(ScriptedCamera(iter([])), inspector, Publisher(None, camera="cam0"))
     interrupted = 0
 
     def raise_signal(frame: FrameType, event: str, argument: object) -> Callable[..., Any]:

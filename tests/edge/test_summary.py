@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from edge.frames import FrameMeta, Slot
-from edge.inspection.result import Inspection, Verdict
+from edge.events.build import Origin, build_unseen
+from edge.events.schema import Event
+from edge.inspection.result import Verdict
+from edge.parts import Ticket, Unseen
 from edge.summary import STAGES, LatencyHistogram, Summary
 
 
@@ -33,18 +35,18 @@ def test_extremes_are_counted_too() -> None:
     assert (histogram.count, histogram.max_ms) == (2, 1e12)
 
 
-def slot(verdict: Verdict, **latency_ms: float) -> Slot:
-    made = Slot(0, np.empty(0, np.uint8), np.empty((0, 0), np.float32), np.empty((0, 0), np.uint8))
-    made.meta = FrameMeta(capture_ms=4.0)
-    made.inspection = Inspection(verdict, 1.0, 1.0, 2.0, latency_ms=latency_ms)
+def event(verdict: Verdict, **latency_ms: float) -> Event:
+    unseen = Unseen(Ticket("P1", None, 0, 0), verdict, "")
+    made = build_unseen(unseen, Origin("boot", "journal", 1, "cam0", "", "", 1.0, 1.0, 0))
+    made.latency_ms = {"capture": 4.0, **latency_ms}
     return made
 
 
 def test_a_summary_counts_and_shows() -> None:
     summary = Summary()
     for _ in range(3):
-        summary.add(slot(Verdict.OK, before=1.0, core=10.0, after=2.0, queue=0.5), total_ms=17.5, publish_ms=0.1)
-    summary.add(slot(Verdict.FAULT, queue=0.5), total_ms=5.0, publish_ms=0.1)
+        summary.add(event(Verdict.OK, before=1.0, core=10.0, after=2.0, queue=0.5, total=17.5), publish_ms=0.1)
+    summary.add(event(Verdict.FAULT, queue=0.5, total=5.0), publish_ms=0.1)
     summary.skipped = 7
 
     told = summary.as_dict()

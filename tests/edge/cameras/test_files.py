@@ -64,7 +64,7 @@ def test_a_folder_with_sub_folders(folder: Path, new_slot: NewSlot) -> None:
         assert meta.capture_ms > 0
         assert abs((meta.captured_at_ns - wall_ns) - (meta.captured_ns - before_ns)) < 1e9
         assert meta.error is None
-        assert meta.part_id is None
+        assert meta.ticket is None
 
 
 def test_pixels_lie_in_the_slots_memory(folder: Path, new_slot: NewSlot) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import cv2
 import pytest
 
-from edge.commands.run import _parser, main
+from edge.commands.run import main
+from edge.commands.run_arguments import build_parser
 from edge.events.codec import EventMessage, StatusMessage
 from edge.events.publisher import Publisher
 from edge.events.schema import Event
@@ -297,7 +298,7 @@ def test_a_folder_for_pictures_that_cannot_be_made(
 
 
 def test_the_choices_are_those_of_the_runtimes() -> None:
-    actions = {action.dest: action for action in _parser()._actions}
+    actions = {action.dest: action for action in build_parser()._actions}
     assert actions["runtime"].choices == RUNTIMES
     assert actions["precision"].choices == PRECISIONS
 
