@@ -61,7 +61,7 @@ def events_of(plan: Path, folder: Path, work: Path) -> list[dict[str, Any]]:
     with log.open("w", encoding="utf-8") as file:
         watch = [BIN / "edge-watch", endpoint, "--json", "--until-stopped", "--idle", "120"]
         subscriber = subprocess.Popen(watch, stdout=file)
-        run("edge-run", "--camera", folder, "--engine", plan, "--publish", endpoint)
+        run("edge-run", "--camera", folder, "--engine", plan, "--publish", endpoint, "--journal", "none")
         subscriber.wait(timeout=60)
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
