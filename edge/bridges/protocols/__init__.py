@@ -1,0 +1,1 @@
+"""One module for each protocol, named as in `bridge.toml`; each has a `PROTOCOL`, see `edge.bridges.base`."""
