@@ -69,7 +69,7 @@ def inspect_line(plan: Path, out: Path) -> list[dict[str, Any]]:
     with log.open("w", encoding="utf-8") as file, (out / "watch.log").open("w", encoding="utf-8") as notes:
         subscriber = subprocess.Popen([BIN / watch[0], *watch[1:]], stdout=file, stderr=notes)
         try:
-            run("edge-run", "--camera", camera, "--engine", plan, "--publish", endpoint)
+            run("edge-run", "--camera", camera, "--engine", plan, "--publish", endpoint, "--journal", out / "journal")
             subscriber.wait(timeout=60)
         finally:
             subscriber.kill()
