@@ -18,12 +18,13 @@ from edge.supervision.report import ArchiveReport, CacheReport, CameraReport, Jo
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "redi-station@.service"
+BRIDGE = ROOT / "deploy" / "systemd" / "redi-bridge@.service"
 DASHBOARD = ROOT / "deploy" / "grafana" / "redi-stations.json"
 
 
-def unit() -> dict[str, list[tuple[str, str]]]:
+def unit(file: Path = UNIT) -> dict[str, list[tuple[str, str]]]:
     sections: dict[str, list[tuple[str, str]]] = {}
-    for line in UNIT.read_text().splitlines():
+    for line in file.read_text().splitlines():
         if line.startswith("["):
             current = sections.setdefault(line.strip("[]"), [])
         elif line and not line.startswith("#"):
@@ -44,16 +45,28 @@ def test_the_unit_waits_watches_and_confines() -> None:
     assert service["ExecStart"].split()[0].endswith("/edge-run")
 
 
-def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+def test_the_bridge_is_confined_no_less() -> None:
+    station, bridge = dict(unit()["Service"]), dict(unit(BRIDGE)["Service"])
+    confining = [key for key in station if key.startswith(("Protect", "Restrict", "Private")) and "Exit" not in key]
+    assert len(confining) > 10
+    # It reads no routes, as video streams do.
+    own = {"RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6"}
+    assert {key: bridge.get(key) for key in confining} == {key: own.get(key, station[key]) for key in confining}
+    assert bridge["Restart"] == "always"
+    assert bridge["ExecStart"].split()[0].endswith("/edge-bridge")
+
+
+@pytest.mark.parametrize("file", [UNIT, BRIDGE], ids=["station", "bridge"])
+def test_systemd_understands_the_unit(file: Path, tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("no systemd here")
-    instance = tmp_path / "redi-station@press3.service"
+    instance = tmp_path / file.name.replace("@", "@press3")
     # What is started exists, and so do its user and group, on the machine where it is installed.
-    text = UNIT.read_text().replace("/opt/redi/bin/edge-run", sys.executable)
+    text = re.sub(r"/opt/redi/bin/edge-\w+", sys.executable, file.read_text())
     instance.write_text(re.sub(r"(?m)^(User|Group|SupplementaryGroups)=.*$", "", text))
     done = subprocess.run([analyze, "verify", instance], capture_output=True, text=True, timeout=60)
-    told = [line for line in done.stderr.splitlines() if "redi-station" in line]
+    told = [line for line in done.stderr.splitlines() if "redi-" in line]
     assert told == []
 
 
@@ -99,7 +112,7 @@ def test_panels_do_not_overlap() -> None:
 
 def test_the_scrape_configuration_and_the_unit_are_described() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
-    for path in (UNIT, DASHBOARD):
+    for path in (UNIT, BRIDGE, DASHBOARD):
         assert f"`{path.relative_to(ROOT)}`" in text
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
