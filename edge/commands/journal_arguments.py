@@ -11,6 +11,7 @@ from rich.markup import escape
 from edge.cli import console, positive_number
 from edge.events.journal import DEFAULT_DAYS, DEFAULT_SIZE_BYTES, Journal
 from edge.events.journal_files import journal_folder
+from edge.supervision.pulse import Pulse
 
 _UNITS = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SMALLEST_BYTES = 1 << 20
@@ -47,7 +48,7 @@ def add_journal_arguments(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def open_journal(arguments: argparse.Namespace, camera: str) -> Journal | None:
+def open_journal(arguments: argparse.Namespace, camera: str, pulse: Pulse | None = None) -> Journal | None:
     """Return a camera's journal as the arguments want it, None where they want none.
 
     Raises:
@@ -62,6 +63,7 @@ def open_journal(arguments: argparse.Namespace, camera: str) -> Journal | None:
         size_limit=arguments.journal_size,
         days=arguments.journal_days,
         report=lambda message: console.print(f"[yellow]warning[/]: {escape(message)}"),
+        pulse=pulse,
     )
 
 

@@ -93,15 +93,25 @@ class Services:
         """Open the endpoint for events, and the next one for requests, such as for events that were missed."""
         if args.publish == "none":
             return None, None
-        outlet = self._stack.enter_context(Outlet(args.publish, keys=keys, insecure=args.insecure))
+        outlet = self._stack.enter_context(
+            Outlet(args.publish, keys=keys, insecure=args.insecure, pulse=self.watch("outlet"))
+        )
         _report_refusals(self._stack, outlet.gatekeeper)
         control = self._stack.enter_context(
-            Control(control_endpoint(args.publish), context=outlet.context, keys=keys, insecure=args.insecure)
+            Control(
+                control_endpoint(args.publish),
+                context=outlet.context,
+                keys=keys,
+                insecure=args.insecure,
+                pulse=self.watch("control"),
+            )
         )
         return outlet, control
 
     def _open_publisher(self, args: argparse.Namespace, camera: str) -> Publisher:
-        journal = open_journal(args, camera) if self._outlet is not None or args.journal is not None else None
+        journal = None
+        if args.journal != "none" and (self._outlet is not None or args.journal is not None):
+            journal = open_journal(args, camera, self._watch_beside(f"{camera} journal"))
         if journal is not None:
             self._stack.enter_context(journal)
         publisher = self._stack.enter_context(Publisher(self._outlet, camera=camera, journal=journal))

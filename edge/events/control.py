@@ -21,6 +21,7 @@ from edge.events.bind import bind, set_keepalive
 from edge.events.endpoint import check_endpoint
 from edge.events.requests import MAX_REQUEST_BYTES, Reply, Request, RequestError, encode
 from edge.events.security import ServerKeys, check_exposure, secure_server
+from edge.supervision.pulse import Pulse
 
 # Answers that may wait for a client that does not read them.
 _WAITING_ANSWERS = 2
@@ -56,6 +57,7 @@ class Control:
         context: the station's, so that one gatekeeper serves all its sockets; its own when None.
         keys: on TCP, admit only clients that these allow.
         insecure: without keys, listen beyond loopback all the same.
+        pulse: its thread's sign of life.
 
     Attributes:
         served: requests that were answered.
@@ -73,11 +75,16 @@ class Control:
         context: zmq.Context[Any] | None = None,
         keys: ServerKeys | None = None,
         insecure: bool = False,
+        pulse: Pulse | None = None,
     ) -> None:
         check_endpoint(endpoint)
         check_exposure(endpoint, secured=keys is not None, insecure=insecure)
         self.served = 0
         self.rejected = 0
+        self._pulse = pulse
+        if pulse is not None:
+            # Until `start`, which may have to wait for a model to load.
+            pulse.idle()
         self._operations: dict[str, _Operation[Any]] = {}
         self._envelope = msgspec.msgpack.Decoder(Request)
         self._own_context: zmq.Context[Any] | None = None
@@ -162,7 +169,11 @@ class Control:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._woken, zmq.POLLIN)
         while True:
+            if self._pulse is not None:
+                self._pulse.idle()
             ready = dict(poller.poll())
+            if self._pulse is not None:
+                self._pulse.beat()
             if self._woken in ready:
                 if self._woken.recv() == _END:
                     return

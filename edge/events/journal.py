@@ -30,6 +30,7 @@ from edge.events.known import KnownParts
 from edge.events.page import Page, make_page, make_whole_page
 from edge.events.store import Part, Row, SavedClock, Store, StoredPage, Synchronous
 from edge.events.upkeep import Upkeep
+from edge.supervision.pulse import Pulse
 
 #: Bounds where none are given.
 DEFAULT_SIZE_BYTES = 2 << 30
@@ -49,6 +50,7 @@ class Journal:
         days: age beyond which events are deleted.
         backlog_limit: bytes of events that may wait in memory while the disk does not take them.
         report: called with messages for people, from the journal's own thread.
+        pulse: that thread's sign of life.
 
     Raises:
         JournalError: the folder cannot be used, is in use by another process, or was written by a newer release.
@@ -63,12 +65,13 @@ class Journal:
         days: float = DEFAULT_DAYS,
         backlog_limit: int = DEFAULT_BACKLOG_BYTES,
         report: Callable[[str], None] | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self.folder = folder
         self.journal_id = ""
         self._size_limit = size_limit
         self._max_age_ns = int(days * _DAY_NS)
-        self._upkeep = Upkeep(self._work, report)
+        self._upkeep = Upkeep(self._work, report, pulse)
         # Whoever takes both takes `_lock` first.
         self._lock = threading.RLock()
         self._read_lock = threading.Lock()

@@ -19,6 +19,7 @@ from edge.events.codec import MAX_TOPIC_BYTES
 from edge.events.endpoint import check_endpoint
 from edge.events.schema import STATUS_TOPIC
 from edge.events.security import Gatekeeper, ServerKeys, check_exposure, secure_server
+from edge.supervision.pulse import Pulse
 
 # A waiting ZeroMQ client tries again 100 to 200 ms after its last attempt, unless it was told otherwise.
 _SETTLE_S = 0.35
@@ -46,6 +47,7 @@ class Outlet:
         heartbeat_s: seconds between statuses.
         keys: on TCP, admit only clients that these allow.
         insecure: without keys, listen beyond loopback all the same.
+        pulse: its thread's sign of life.
 
     Raises:
         PublishError: the endpoint is invalid or in use, or open to other machines without keys.
@@ -60,12 +62,14 @@ class Outlet:
         heartbeat_s: float = 1.0,
         keys: ServerKeys | None = None,
         insecure: bool = False,
+        pulse: Pulse | None = None,
     ) -> None:
         check_endpoint(endpoint)
         check_exposure(endpoint, secured=keys is not None, insecure=insecure)
         self.gatekeeper: Gatekeeper | None = None
         self.context: zmq.Context[Any] = zmq.Context()
         self._heartbeat_s = heartbeat_s
+        self._pulse = pulse
         self._heartbeats: list[Callable[[], None]] = []
         self._path: Path | None = None
         self._closed = False
@@ -166,6 +170,8 @@ class Outlet:
         repeat_at = 0.0
         repeat = False
         while True:
+            if self._pulse is not None:
+                self._pulse.beat()
             due = min(beat_at, repeat_at) if repeat else beat_at
             ready = dict(poller.poll(max(0, int((due - time.monotonic()) * 1000) + 1)))
             if self._incoming in ready and not self._forward():

@@ -6,6 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from edge.supervision.pulse import Pulse
+
 _PERIOD_S = 1.0
 # The write-ahead log is emptied when so much is in it.
 _LONG_LOG_BYTES = 4 << 20
@@ -21,10 +23,14 @@ class Upkeep:
     Args:
         work: what is to be done, in steps with `breathe` between them.
         report: called with messages for people; None to drop them.
+        pulse: the thread's sign of life.
     """
 
-    def __init__(self, work: Callable[[], None], report: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, work: Callable[[], None], report: Callable[[str], None] | None, pulse: Pulse | None = None
+    ) -> None:
         self._work = work
+        self._pulse = pulse
         self._report = report
         self._log_bytes = 0
         self._messages: deque[str] = deque(maxlen=100)
@@ -80,6 +86,8 @@ class Upkeep:
 
     def _run(self) -> None:
         while not self._ended.is_set():
+            if self._pulse is not None:
+                self._pulse.beat()
             self._wake.wait(_PERIOD_S)
             self._wake.clear()
             self._work()
