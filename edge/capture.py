@@ -192,10 +192,7 @@ class Capture:
         assert self._parts is not None
         self._parts.see()
         try:
-            # The time makes it unique, also after a restart; unless the clock was set back.
-            number = meta.captured_at_ns // 1000
-            while not self._parts.trigger(f"{self.camera.name}-{number}", triggered_ns=meta.captured_ns).new:
-                number += 1
+            self._parts.trigger_timed(self.camera.name, meta.captured_at_ns, meta.captured_ns)
         except TriggerRefusedError:
             self.refused += 1
 

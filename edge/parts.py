@@ -173,6 +173,19 @@ class Parts:
         self._wake()
         return accepted
 
+    def trigger_timed(self, camera: str, at_ns: int, triggered_ns: int) -> Acceptance:
+        """Open a part that nobody has named, under the camera's name and the wall-clock microsecond.
+
+        The time makes it unique, also after a restart; where the clock was set back, the next free number does.
+
+        Raises:
+            TriggerRefusedError: as `trigger`.
+        """
+        number = at_ns // 1000
+        while not (accepted := self.trigger(f"{camera}-{number}", triggered_ns=triggered_ns)).new:
+            number += 1
+        return accepted
+
     # The capture thread's side
 
     def next(self, timeout_s: float) -> Ticket | None:

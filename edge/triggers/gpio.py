@@ -61,7 +61,7 @@ class EdgeRequest(Protocol):
 class GpioTrigger:
     """Opens a part at each signal, in a thread of its own.
 
-    The part id is made of the camera's name and the wall-clock microsecond, so that it is unique after a restart too.
+    Its id is made of the camera's name and the time, see `Parts.trigger_timed`.
 
     Args:
         line: the line.
@@ -103,9 +103,8 @@ class GpioTrigger:
             ready, _, _ = select.select([self._request.fileno()], [], [], 0.25)
             for event in self._request.read_edge_events() if ready else ():
                 age_ns = max(0, time.monotonic_ns() - event.timestamp_ns)
-                part_id = f"{self._camera}-{(time.time_ns() - age_ns) // 1000}"
                 try:
-                    self._parts.trigger(part_id, triggered_ns=event.timestamp_ns)
+                    self._parts.trigger_timed(self._camera, time.time_ns() - age_ns, event.timestamp_ns)
                 except TriggerRefusedError:
                     self.refused += 1
 

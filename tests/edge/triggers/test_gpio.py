@@ -80,6 +80,19 @@ def test_each_signal_is_a_part_at_the_kernels_time() -> None:
     assert before <= found[0].triggered_ns < found[1].triggered_ns < found[2].triggered_ns <= time.monotonic_ns()
 
 
+def test_a_clock_that_was_set_back_costs_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    woken = threading.Semaphore(0)
+    parts = Parts(wake=woken.release)
+    wire = Wire()
+    monkeypatch.setattr("edge.triggers.gpio.time.time_ns", lambda: 10**18)
+    monkeypatch.setattr("edge.triggers.gpio.time.monotonic_ns", lambda: 0)
+    with GpioTrigger(GpioLine("/dev/gpiochip0", 1), "cam0", parts, request=lambda line: wire):
+        for _ in range(3):
+            wire.signal()
+            assert woken.acquire(timeout=20.0)
+        assert len(parts) == 3
+
+
 def test_signals_without_room_are_counted() -> None:
     parts = Parts()
     parts.close("the end")
