@@ -12,6 +12,7 @@ import zmq
 
 from edge.errors import PublishError
 from edge.events.endpoint import DEFAULT_ENDPOINT
+from edge.events.security import Gatekeeper, ServerKeys, secure_server
 
 
 def set_keepalive(socket_: zmq.Socket[bytes]) -> None:
@@ -23,6 +24,22 @@ def set_keepalive(socket_: zmq.Socket[bytes]) -> None:
     socket_.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
     socket_.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 10)
     socket_.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
+
+
+def serve(socket_: zmq.Socket[bytes], endpoint: str, keys: ServerKeys | None) -> tuple[Path | None, Gatekeeper | None]:
+    """Bind as `bind` does; on TCP, with keys, for the clients alone that these allow.
+
+    Returns:
+        The path of an ipc socket, and who decides which clients may connect; None where all may.
+
+    Raises:
+        PublishError: the endpoint is in use or cannot be bound.
+        KeysError: the keys cannot be used.
+    """
+    set_keepalive(socket_)
+    socket_.setsockopt(zmq.IPV6, "[" in endpoint)
+    gatekeeper = secure_server(socket_, keys) if keys is not None and endpoint.startswith("tcp://") else None
+    return bind(socket_, endpoint), gatekeeper
 
 
 def bind(socket_: zmq.Socket[bytes], endpoint: str) -> Path | None:

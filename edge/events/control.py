@@ -15,12 +15,11 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import zmq
 
-from edge.errors import PublishError
 from edge.events import requests
-from edge.events.bind import bind, set_keepalive
-from edge.events.endpoint import check_endpoint
+from edge.events.bind import serve
+from edge.events.endpoint import check_endpoint, endpoint_beside
 from edge.events.requests import MAX_REQUEST_BYTES, Reply, Request, RequestError, encode
-from edge.events.security import ServerKeys, check_exposure, secure_server
+from edge.events.security import ServerKeys, check_exposure
 from edge.supervision.pulse import Pulse
 
 # Answers that may wait for a client that does not read them.
@@ -97,12 +96,10 @@ class Control:
             (zmq.MAXMSGSIZE, MAX_REQUEST_BYTES),
             (zmq.SNDHWM, _WAITING_ANSWERS),
             (zmq.RCVHWM, _WAITING_QUESTIONS),
-            (zmq.IPV6, "[" in endpoint),
             # An answer that cannot be sent is an error, which we count, rather than nothing.
             (zmq.ROUTER_MANDATORY, 1),
         ):
             self._socket.setsockopt(option, value)
-        set_keepalive(self._socket)
         inner = f"inproc://control-{id(self)}"
         self._woken: zmq.Socket[bytes] = context.socket(zmq.PAIR)
         self._waker: zmq.Socket[bytes] = context.socket(zmq.PAIR)
@@ -115,9 +112,7 @@ class Control:
         try:
             self._woken.bind(inner)
             self._waker.connect(inner)
-            if keys is not None and endpoint.startswith("tcp://"):
-                secure_server(self._socket, keys)
-            self._path = bind(self._socket, endpoint)
+            self._path, _ = serve(self._socket, endpoint, keys)
         except BaseException:
             self.close()
             raise
@@ -239,12 +234,4 @@ def control_endpoint(events: str) -> str:
     Raises:
         PublishError: the endpoint is invalid, or there is no next port.
     """
-    check_endpoint(events)
-    if events.startswith("ipc://"):
-        return check_endpoint(f"{events}.control")
-    address, _, port = events.rpartition(":")
-    if port in ("*", "0"):
-        return events
-    if int(port) == 65535:
-        raise PublishError(f"{events} leaves no next port for requests", "use a lower port")
-    return f"{address}:{int(port) + 1}"
+    return endpoint_beside(events, 1, "control", "no next port for requests")

@@ -8,6 +8,7 @@ from edge.errors import PublishError
 
 # What Linux stores of a socket's path, less its final zero.
 _MAX_IPC_PATH = 107
+_LAST_PORT = 65535
 
 #: Loopback: nothing listens beyond this machine unless it is asked to.  Below the range that Linux hands
 #: out to outgoing connections (32768 and up), so that a waiting subscriber cannot happen to occupy the port
@@ -29,7 +30,7 @@ def check_endpoint(endpoint: str) -> str:
     if scheme == "tcp" and separator:
         host, colon, port = address.rpartition(":")
         number = int(port) if port.isascii() and port.isdigit() else -1
-        if not colon or not host or (port != "*" and not 0 <= number <= 65535):
+        if not colon or not host or (port != "*" and not 0 <= number <= _LAST_PORT):
             raise PublishError(f"{endpoint!r} is not a TCP endpoint with an address and a port", _EXAMPLES)
         return endpoint
     if scheme == "ipc" and separator:
@@ -44,3 +45,28 @@ def check_endpoint(endpoint: str) -> str:
             )
         return endpoint
     raise PublishError(f"{endpoint!r} is not an endpoint", _EXAMPLES)
+
+
+def endpoint_beside(events: str, places: int, name: str, what: str) -> str:
+    """Return the endpoint so many ports after a station's event endpoint, or at `PATH.NAME`.
+
+    A free port for events (`*` or 0) means a free one here.
+
+    Args:
+        events: where the station publishes.
+        places: how many ports on.
+        name: of the ipc socket's suffix.
+        what: is missing where there is no such port, for people.
+
+    Raises:
+        PublishError: the endpoint is invalid, or there is no such port.
+    """
+    check_endpoint(events)
+    if events.startswith("ipc://"):
+        return check_endpoint(f"{events}.{name}")
+    address, _, port = events.rpartition(":")
+    if port in ("*", "0"):
+        return events
+    if int(port) + places > _LAST_PORT:
+        raise PublishError(f"{events} leaves {what}", "use a lower port")
+    return f"{address}:{int(port) + places}"

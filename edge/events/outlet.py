@@ -14,11 +14,11 @@ from typing import Any
 
 import zmq
 
-from edge.events.bind import bind, set_keepalive
+from edge.events.bind import serve
 from edge.events.codec import MAX_TOPIC_BYTES
 from edge.events.endpoint import check_endpoint
 from edge.events.schema import STATUS_TOPIC
-from edge.events.security import Gatekeeper, ServerKeys, check_exposure, secure_server
+from edge.events.security import Gatekeeper, ServerKeys, check_exposure
 from edge.supervision.pulse import Pulse
 
 # A waiting ZeroMQ client tries again 100 to 200 ms after its last attempt, unless it was told otherwise.
@@ -80,14 +80,10 @@ class Outlet:
         self._socket.setsockopt(zmq.SNDHWM, hwm)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_SUBSCRIPTION_BYTES)
-        self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         # Every subscription is shown, not only the first to a topic.
         self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)
-        set_keepalive(self._socket)
         try:
-            if keys is not None and endpoint.startswith("tcp://"):
-                self.gatekeeper = secure_server(self._socket, keys)
-            self._path = bind(self._socket, endpoint)
+            self._path, self.gatekeeper = serve(self._socket, endpoint, keys)
         except BaseException:
             self._socket.close()
             self.context.term()

@@ -14,9 +14,8 @@ import cv2
 import msgspec
 import numpy as np
 
-from edge.errors import PublishError
 from edge.events.codec import MAX_TOPIC_BYTES, MessageError
-from edge.events.endpoint import check_endpoint
+from edge.events.endpoint import endpoint_beside
 from edge.events.schema import SCHEMA_VERSION, Count
 from edge.frames import U8
 from edge.inspection.result import Verdict
@@ -96,15 +95,7 @@ def preview_endpoint(events: str) -> str:
     Raises:
         PublishError: the endpoint is invalid, or there is no such port.
     """
-    check_endpoint(events)
-    if events.startswith("ipc://"):
-        return check_endpoint(f"{events}.preview")
-    address, _, port = events.rpartition(":")
-    if port in ("*", "0"):
-        return events
-    if int(port) > 65533:
-        raise PublishError(f"{events} leaves no port for previews", "use a lower port")
-    return f"{address}:{int(port) + 2}"
+    return endpoint_beside(events, 2, "preview", "no port for previews")
 
 
 def encode_preview(message: PreviewMessage) -> list[bytes]:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import zmq
 
-from edge.events.bind import bind, set_keepalive
+from edge.events.bind import serve
 from edge.events.codec import MAX_TOPIC_BYTES
 from edge.events.endpoint import check_endpoint
 from edge.events.preview import (
@@ -27,7 +27,7 @@ from edge.events.preview import (
     encode_preview,
 )
 from edge.events.schema import Event
-from edge.events.security import ServerKeys, check_exposure, secure_server
+from edge.events.security import ServerKeys, check_exposure
 from edge.frames import F32, U8, PixelFormat, Slot
 from edge.inspection.result import Verdict
 from edge.machine import lower_priority
@@ -117,19 +117,15 @@ class PreviewOutlet:
             (zmq.SNDHWM, _HWM),
             (zmq.SNDBUF, _SEND_BUFFER_BYTES),
             (zmq.MAXMSGSIZE, _MAX_SUBSCRIPTION_BYTES),
-            (zmq.IPV6, "[" in endpoint),
         ):
             self._socket.setsockopt(option, value)
         for each in (self._socket, self._wake, self._woken):
             each.linger = 0
-        set_keepalive(self._socket)
         wake = f"inproc://preview-{id(self)}"
         try:
             self._woken.bind(wake)
             self._wake.connect(wake)
-            if keys is not None and endpoint.startswith("tcp://"):
-                secure_server(self._socket, keys)
-            self._path = bind(self._socket, endpoint)
+            self._path, _ = serve(self._socket, endpoint, keys)
         except BaseException:
             self._close_sockets()
             raise
