@@ -148,6 +148,9 @@ def test_from_now_on(tmp_path: Path, endpoint: str, make_event: MakeEvent) -> No
     cursor = tmp_path / "cursor"
     with Station(tmp_path / "j", endpoint, make_event) as station:
         station.publish(5)
+        with DurableSubscriber(endpoint) as earlier:
+            # What is still on its way would be from now on too.
+            assert take(earlier, 5) == [1, 2, 3, 4, 5]
         with DurableSubscriber(endpoint, cursor=cursor, start="now") as subscriber:
             assert isinstance(subscriber.receive(LIMIT_S), StatusMessage)
         station.publish(2)
