@@ -60,14 +60,20 @@ class PlcLostError(Exception):
     """
 
 
+def _nothing(text: str) -> None:
+    """Do nothing."""
+
+
 class Plc(ABC):
     """A connection to one PLC.  All calls come from one thread, that of its side of the bridge.
 
     Attributes:
         polled: what the PLC writes must be looked for every `poll_ms`; False where its writing wakes us.
+        report: called with messages for people; the bridge sets it.
     """
 
     polled: ClassVar[bool] = True
+    report: Callable[[str], None] = staticmethod(_nothing)
 
     @abstractmethod
     def open(self) -> None:
@@ -104,13 +110,20 @@ class EventPlc(Plc):
 
     @abstractmethod
     def event(self, event: Event) -> None:
-        """Take the next event, triggered by this PLC or not.
+        """Hand on the next event, triggered by this PLC or not; it counts as told after `settle`.
 
         It may come twice, under the same `journal_id` and `seq`; what was published while the bridge was not there
         comes when it is back.
 
         Raises:
             PlcLostError: it could not be told; it comes again after the connection has been opened anew.
+        """
+
+    def settle(self) -> None:
+        """Return when all events that were handed on have arrived.
+
+        Raises:
+            PlcLostError: one has not; they come again after the connection has been opened anew.
         """
 
 

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,9 @@ class Link:
         self._changed = threading.Condition()
         self._connected = self._ended = False
         self._lost = ""
-        self._acknowledged: dict[int, ReasonCode] = {}
+        # By message id: topic and until when, of what is under way; and what was acknowledged before that was noted.
+        self._under_way: dict[int, tuple[str, float]] = {}
+        self._early: dict[int, ReasonCode] = {}
         self._subscribed: list[ReasonCode] | None = None
         self._inbox: deque[Received] = deque(maxlen=_MAX_WAITING)
         five = broker.version == "5"
@@ -90,6 +93,7 @@ class Link:
             reconnect_on_failure=False,
         )
         client.connect_timeout = broker.timeout_s
+        client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
@@ -126,34 +130,56 @@ class Link:
                     raise PlcLostError(f"{where} does not let us subscribe to {each}: {reason_code}")
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
-        """Publish; with QoS 1, return when the broker has acknowledged it.
+        """Send a message on its way; several may be, `settle` waits for them, and `check` notes what takes too long.
 
         Raises:
-            PlcLostError: it has not; whether it has the message is not known.
+            PlcLostError: the connection is lost; whether the broker has the message is not known.
         """
         self.check()
-        with self._changed:
-            self._acknowledged.clear()
         sent = self._client.publish(topic, payload, qos=qos, retain=retain)
         if sent.rc:
             raise PlcLostError(f"{topic} cannot be published at {self._broker.where}: {error_string(sent.rc)}")
-        if qos == 0:
-            return
-        if not self._wait(lambda: sent.mid in self._acknowledged):
-            raise PlcLostError(f"{self._broker.where} does not acknowledge {topic} within {self._broker.timeout_s:g} s")
-        reason_code = self._acknowledged[sent.mid]
-        if reason_code.is_failure:
-            raise PlcLostError(f"{self._broker.where} refuses {topic}: {reason_code}")
+        with self._changed:
+            # Not before: the client calls us back with a lock of its own held.
+            early = self._early.pop(sent.mid, None)
+            if early is None:
+                self._under_way[sent.mid] = topic, time.monotonic() + self._broker.timeout_s
+            else:
+                self._judge(topic, early)
 
-    def check(self) -> None:
-        """Do nothing while connected.
+    def settle(self) -> None:
+        """Return when the broker has acknowledged all that is under way.
 
         Raises:
-            PlcLostError: the connection is lost.
+            PlcLostError: it has not; whether it has a message is not known.
         """
         with self._changed:
-            if self._lost:
-                raise PlcLostError(self._lost)
+            while self._under_way and not self._lost:
+                until = min(until for _, until in self._under_way.values())
+                self._changed.wait(max(0.0, until - time.monotonic()))
+                self._check()
+            self._check()
+
+    def check(self) -> None:
+        """Do nothing while all is well.
+
+        Raises:
+            PlcLostError: the connection is lost, or the broker has refused a message, or not acknowledged it in time.
+        """
+        with self._changed:
+            self._check()
+
+    def _check(self) -> None:
+        now = time.monotonic()
+        late = next((topic for topic, until in self._under_way.values() if now > until), None)
+        if not self._lost and late is not None:
+            self._lost = f"{self._broker.where} does not acknowledge {late} within {self._broker.timeout_s:g} s"
+        if self._lost:
+            raise PlcLostError(self._lost)
+
+    def _judge(self, topic: str, reason: ReasonCode) -> None:
+        if reason.is_failure:
+            self._lost = self._lost or f"{self._broker.where} refuses {topic}: {reason}"
 
     def received(self) -> list[Received]:
         """Return what has come since the last call."""
@@ -186,6 +212,11 @@ class Link:
 
     # Called from the client's thread
 
+    @staticmethod
+    def _on_socket_open(client: Client, userdata: object, transport: Any) -> None:
+        # A small message must not wait until the one before it has been acknowledged, which takes some 40 ms.
+        transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
     def _on_connect(
         self, client: Client, userdata: object, flags: ConnectFlags, reason: ReasonCode, properties: Properties | None
     ) -> None:
@@ -210,11 +241,24 @@ class Link:
             self._changed.notify_all()
         self._wake()
 
+    @staticmethod
+    def _acknowledge(client: Client) -> None:
+        """Acknowledge what has come by TCP at once: until then, some 40 ms, a broker may keep its next message back."""
+        transport: Any = client.socket()
+        if transport is not None and hasattr(socket, "TCP_QUICKACK"):
+            with contextlib.suppress(OSError):
+                transport.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
     def _on_publish(
         self, client: Client, userdata: object, mid: int, reason: ReasonCode, properties: Properties | None
     ) -> None:
+        self._acknowledge(client)
         with self._changed:
-            self._acknowledged[mid] = reason
+            sent = self._under_way.pop(mid, None)
+            if sent is None:
+                self._early[mid] = reason
+            else:
+                self._judge(sent[0], reason)
             self._changed.notify_all()
 
     def _on_subscribe(
@@ -225,6 +269,7 @@ class Link:
             self._changed.notify_all()
 
     def _on_message(self, client: Client, userdata: object, message: MQTTMessage) -> None:
+        self._acknowledge(client)
         with self._changed:
             self._inbox.append(Received(message.topic, bytes(message.payload), message.retain))
         self._wake()

@@ -2,19 +2,20 @@
 
 Objects/VisionSystem
   VisionStateMachine            CurrentState; Reset, Halt, SelectModeAutomatic, ConfirmAll
-    AutomaticModeStateMachine   CurrentState; StartSingleJob
+    AutomaticModeStateMachine   CurrentState; StartSingleJob, StartContinuous (refused)
   Signals/FromPlc, Signals/ToPlc
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
 from typing import Any
 
 from asyncua import Node, Server, ua
 
-from edge.bridges.tags import RESULT_FIELDS, TAGS, Direction, Outputs, StateCode, Tag, TagType
+from edge.bridges.tags import OUTPUT_TAGS, RESULT_FIELDS, TAGS, Direction, Outputs, StateCode, Tag, TagType
 
 #: Whose names these are; its own nodes are not here.
 VISION_URI = "http://opcfoundation.org/UA/MachineVision"
@@ -30,7 +31,7 @@ VARIANTS = {
     TagType.REAL: ua.VariantType.Float,
 }
 _TOP = {1: "Preoperational", 2: "Halted", 3: "Error", 4: "Operational"}
-_AUTOMATIC = {1: "Initialized", 2: "Ready", 3: "SingleExecution", 4: "ContinuousExecution"}
+_AUTOMATIC = {5: "Initialized", 6: "Ready", 7: "SingleExecution", 8: "ContinuousExecution"}
 _SUBSTATES = {
     StateCode.INITIALIZED: "Initialized",
     StateCode.READY: "Ready",
@@ -86,11 +87,13 @@ class VisionModel:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._nodes: dict[str, Node] = {}
+        self._shown: Outputs | None = None
+        self._showing = asyncio.Lock()
         #: The signals that the PLC writes, by node.
         self.inputs: dict[ua.NodeId, Tag] = {}
 
     async def build(self, methods: dict[str, Method]) -> None:
-        """Add all nodes; `methods` are those of `VisionStateMachine`, and `StartSingleJob`."""
+        """Add all nodes; `methods` are those of both state machines."""
         assert await self._server.register_namespace(SIGNALS_URI) == SIGNALS_INDEX
         assert await self._server.register_namespace(VISION_URI) == VISION_INDEX
         system = await self._server.nodes.objects.add_object(*_names("VisionSystem"))
@@ -99,18 +102,16 @@ class VisionModel:
         error = [_argument("error", ua.VariantType.Int32, "0: done")]
         for name in ("Reset", "Halt", "SelectModeAutomatic", "ConfirmAll"):
             await self._top.node.add_method(*_names(name), methods[name], [], error)
-        await self._automatic.node.add_method(
-            *_names("StartSingleJob"),
-            methods["StartSingleJob"],
-            [
-                _argument("measId", ua.VariantType.String, "yours; not used"),
-                _argument("partId", ua.VariantType.UInt32, "the part, from 1"),
-                _argument("recipeId", ua.VariantType.String, "not used: the recipe that is in use stays"),
-                _argument("productId", ua.VariantType.String, "yours; not used"),
-                _argument("encoder", ua.VariantType.Int32, "the conveyor's encoder, in counts"),
-            ],
-            [_argument("jobId", ua.VariantType.String, "comes with the result event"), *error],
-        )
+        job = [
+            _argument("measId", ua.VariantType.String, "yours; not used"),
+            _argument("partId", ua.VariantType.UInt32, "the part, from 1"),
+            _argument("recipeId", ua.VariantType.String, "not used: the recipe that is in use stays"),
+            _argument("productId", ua.VariantType.String, "yours; not used"),
+            _argument("encoder", ua.VariantType.Int32, "the conveyor's encoder, in counts"),
+        ]
+        started = [_argument("jobId", ua.VariantType.String, "comes with the result event"), *error]
+        for name in ("StartSingleJob", "StartContinuous"):
+            await self._automatic.node.add_method(*_names(name), methods[name], job, started)
         await self._add_signals(system)
         event_type = await self._server.create_custom_event_type(
             VISION_INDEX,
@@ -129,7 +130,16 @@ class VisionModel:
 
     async def show(self, outputs: Outputs) -> None:
         """Let clients see these outputs; whoever is told that a result is valid has been told the result."""
-        tags = [tag for tag in TAGS if tag.direction is Direction.TO_PLC]
+        async with self._showing:
+            # Until it is done, nobody knows what of it can be seen.
+            before, self._shown = self._shown, None
+            await self._show(before, outputs)
+            self._shown = outputs
+
+    async def _show(self, before: Outputs | None, outputs: Outputs) -> None:
+        tags = [
+            tag for tag in OUTPUT_TAGS if before is None or getattr(before, tag.field) != getattr(outputs, tag.field)
+        ]
         tags.sort(key=lambda tag: (tag.field == "result_valid") == outputs.result_valid)
         for tag in tags:
             value = ua.DataValue(ua.Variant(_plain(getattr(outputs, tag.field)), VARIANTS[tag.type]))

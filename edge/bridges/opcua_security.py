@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncua import Server, ua
 from asyncua.crypto import uacrypto
 from asyncua.crypto.permission_rules import User, UserRole
+from asyncua.server import binary_server_asyncio
+from asyncua.server.uaprocessor import UaProcessor
+from asyncua.ua.ua_binary import nodeid_from_binary, struct_from_binary
 from asyncua.ua.uaerrors import UaError
 from cryptography import x509
 
@@ -20,11 +26,29 @@ if TYPE_CHECKING:
 _SIGNED = [ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt, ua.SecurityPolicyType.Basic256Sha256_Sign]
 
 
+_MAX_FOUND = 100
+_ACTIVATE = ua.NodeId(ua.ObjectIds.ActivateSessionRequest_Encoding_DefaultBinary)
+
+
 class _Doorkeeper:
-    """What asyncua asks who may come in."""
+    """What asyncua asks who may come in; in the event loop, which a hash would hold up for some 50 ms."""
 
     def __init__(self, users: Users, anonymous: bool) -> None:
         self._users, self._anonymous = users, anonymous
+        # Found out beforehand in a thread, for one question each.
+        self._key = secrets.token_bytes(32)
+        self._found: dict[bytes, bool] = {}
+
+    async def find_out(self, username: str, password: str) -> None:
+        """Check a password in a thread: `get_user` for the same one then knows at once."""
+        admitted = await asyncio.to_thread(self._users.admit, username, password)
+        if len(self._found) >= _MAX_FOUND:
+            # Of those who were refused for another reason before we were asked.
+            self._found.clear()
+        self._found[self._question(username, password)] = admitted
+
+    def _question(self, username: str, password: str) -> bytes:
+        return hashlib.blake2b(f"{username}\0{password}".encode("utf-8", "replace"), key=self._key).digest()
 
     def get_user(
         self, iserver: object, username: str | None = None, password: str | None = None, certificate: Any = None
@@ -32,9 +56,34 @@ class _Doorkeeper:
         """Return the user, or None for one who is not let in."""
         if username is None:
             return User(role=UserRole.User) if self._anonymous else None
-        if self._users.admit(username, _text(password)):
-            return User(role=UserRole.User, name=username)
-        return None
+        admitted = self._found.pop(self._question(username, _text(password)), None)
+        if admitted is None:
+            admitted = self._users.admit(username, _text(password))
+        return User(role=UserRole.User, name=username) if admitted else None
+
+
+class _Processor(UaProcessor):  # type: ignore[misc]
+    """One connection, whose passwords are checked in a thread; where that is not possible, they are in the loop."""
+
+    async def process_message(self, seqhdr: Any, body: Any) -> Any:
+        """Process a request."""
+        doorkeeper, session = self.iserver.user_manager, self.session
+        peek = body.copy()
+        if isinstance(doorkeeper, _Doorkeeper) and session is not None and nodeid_from_binary(peek) == _ACTIVATE:
+            try:
+                struct_from_binary(ua.RequestHeader, peek)
+                token = struct_from_binary(ua.ActivateSessionParameters, peek).UserIdentityToken
+                known = isinstance(token, ua.UserNameIdentityToken)
+                name, password = self.iserver.decrypt_user_token(session, token) if known else ("", "")
+            except Exception:  # noqa: BLE001  asyncua answers what cannot be read, whatever it is
+                known = False
+            if known:
+                await doorkeeper.find_out(name or "", _text(password))
+        return await super().process_message(seqhdr, body)
+
+
+# asyncua has no other place to say so.
+binary_server_asyncio.UaProcessor = _Processor
 
 
 def _text(password: str | bytes | None) -> str:

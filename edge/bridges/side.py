@@ -18,6 +18,7 @@ from edge.bridges.handshake import Action, AskStation, Handshake, SwitchRecipe, 
 from edge.bridges.settings import PlcEntry
 from edge.bridges.tags import Inputs, Outputs
 from edge.bridges.waker import Waker
+from edge.errors import JournalError
 from edge.events.client import ControlClient, read_result
 from edge.events.codec import EventMessage, StatusMessage
 from edge.events.control import control_endpoint
@@ -85,11 +86,14 @@ class Side:
         self._waker = Waker()
         self._stopping = False
         self.plc: Plc = entry.protocol.connect(settings, self._waker.wake)
+        self.plc.report = self._say
         self._handshake = Handshake(settings.name, secrets.token_hex(4), timing_of(settings))
         self._inputs = Inputs()
         self._seen = Outputs()
         self._unsure = True
         self._open = self._connected = self._untold = False
+        # The last event of each camera that was handed on in this step; they and those before may not have arrived.
+        self._handed: dict[str, EventMessage] = {}
         self._read_at: float | None = None
         self._retry_at = 0.0
         self._problem = ""
@@ -125,7 +129,7 @@ class Side:
                 self._client = stack.enter_context(ControlClient(self._station.control, keys=self._station.keys))
                 store = None
                 if self._cursor is not None and isinstance(self.plc, EventPlc):
-                    store = FileCursor(self._cursor, sync=False)
+                    store = _open_cursor(self._cursor)
                     stack.callback(store.close)
                 self._store = store
                 self._subscriber = self._subscribe()
@@ -168,6 +172,7 @@ class Side:
             self._handshake.station_lost(time.monotonic())
         self._connected = self._subscriber.connected
         self._exchange()
+        self._settle()
 
     def _patience(self) -> float:
         now = time.monotonic()
@@ -197,13 +202,24 @@ class Side:
         if self._untold or not self._open:
             self._untold = True
             return
+        self._handed[message.event.camera] = message
         try:
             self.plc.event(message.event)
         except PlcLostError as error:
-            self._untold = True
+            self._lose(error)
+
+    def _settle(self) -> None:
+        """Wait until the events that were handed on have arrived, all of them in one go."""
+        if not self._handed or not isinstance(self.plc, EventPlc):
+            return
+        try:
+            self.plc.settle()
+        except PlcLostError as error:
             self._lose(error)
         else:
-            self._subscriber.ack(message)
+            for message in self._handed.values():
+                self._subscriber.ack(message)
+            self._handed.clear()
 
     def _do(self, action: Action, now: float) -> None:
         if isinstance(action, AskStation):
@@ -310,6 +326,10 @@ class Side:
         now = time.monotonic()
         self.plc.close()
         self._open, self._retry_at = False, now + _PAUSE_S
+        if self._handed:
+            # They may not have arrived.
+            self._untold = True
+            self._handed.clear()
         self._handshake.plc_lost(now)
         if str(error) != self._problem:
             self._problem = str(error)
@@ -326,6 +346,16 @@ class Side:
     def _say(self, text: str) -> None:
         if self._report is not None:
             self._report(f"{self.settings.name}: {text}")
+
+
+def _open_cursor(path: Path) -> FileCursor:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise JournalError(
+            f"{path.parent} cannot be made: {error.strerror or error}", "name a folder with --cursors"
+        ) from error
+    return FileCursor(path, sync=False)
 
 
 def timing_of(settings: PlcSettings) -> Timing:

@@ -29,6 +29,8 @@ from edge.triggers.gpio import EdgeRequest, GpioLine, open_line
 _WELL = frozenset({StateCode.INITIALIZED, StateCode.READY, StateCode.SINGLE_EXECUTION, StateCode.CONTINUOUS_EXECUTION})
 # The bridge writes at each beat of its heart; when it has not for so many, it hangs.
 _BEATS = 4
+# Between two messages about refused edges.
+_TELL_S = 5.0
 
 
 class GpioSettings(PlcSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,7 +132,8 @@ class DigitalOutput(Plc):
         self._result_ack = self._error_seen = self._error_ack = False
         self._written_at = self._clock()
         self._problem: OSError | None = None
-        self.refused = 0
+        self.refused = self._refused_told = 0
+        self._refused_told_at = -_TELL_S
 
     def open(self) -> None:
         """Take the lines; the reject line is active from the first moment on."""
@@ -158,6 +161,7 @@ class DigitalOutput(Plc):
         """Return what a PLC's program would write."""
         with self._lock:
             self._check()
+            self._tell_refused()
             self._beat = (self._beat + 1) % 0x1_0000
             if self._asking is _Asking.EDGE:
                 self._asking = _Asking.SHOWN
@@ -245,6 +249,15 @@ class DigitalOutput(Plc):
         else:
             # Handed on later, it would show the camera another part.
             self.refused += 1
+
+    def _tell_refused(self) -> None:
+        """Say how many parts were refused, at most once in a while: a line that bounces must not flood the log."""
+        now = self._clock()
+        count = self.refused - self._refused_told
+        if count and now >= self._refused_told_at + _TELL_S:
+            self._refused_told, self._refused_told_at = self.refused, now
+            which = "a part is" if count == 1 else f"{count} parts are"
+            self.report(f"{which} rejected: {self._settings.trigger} came while the one before was being handed on")
 
     def _next_number(self) -> int:
         self._number = self._number % 0xFFFF_FFFF + 1

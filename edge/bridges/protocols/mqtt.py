@@ -19,21 +19,19 @@ from __future__ import annotations
 
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from edge.bridges.base import EventPlc, Milliseconds, PlcLostError, PlcSettings, Port, Protocol
-from edge.bridges.mqtt_link import Broker, Link, Received, tls_context
+from edge.bridges.mqtt_link import Broker, Link, tls_context
+from edge.bridges.mqtt_remote import Remote, Reply
 from edge.bridges.passwords import read_password
 from edge.bridges.sparkplug_node import Message, SparkplugNode
 from edge.bridges.tags import (
     RESULT_FIELDS,
-    CommandCode,
-    CommandStatus,
     Direction,
     ErrorCode,
     Inputs,
@@ -45,8 +43,6 @@ from edge.bridges.tags import (
 from edge.events.schema import Event
 
 _OFFLINE = b'{"state":"offline"}'
-# Triggers and commands that are not dealt with yet.
-_MAX_WAITING = 16
 # What a topic's level cannot hold.
 _UNFIT = str.maketrans(dict.fromkeys("+#/\0", "_"))
 
@@ -115,93 +111,6 @@ class MqttSettings(PlcSettings, frozen=True, kw_only=True, forbid_unknown_fields
         return "/".join(filter(None, ("redi", self.node, camera, kind)))
 
 
-_Reply = dict[str, object]
-
-
-class _Trigger(msgspec.Struct, forbid_unknown_fields=True):
-    part: Annotated[int, msgspec.Meta(ge=1, le=0xFFFF_FFFF)]
-    encoder: Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)] = 0
-
-
-class _Command(msgspec.Struct, forbid_unknown_fields=True):
-    command: Literal["acknowledge", "reset", "recipe"]
-    value: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)] = 0
-
-
-class _Remote:
-    """Plays the PLC's part of the handshake, for whoever sends triggers and commands.
-
-    Args:
-        fresh_s: a trigger that has waited longer is refused: the camera would see another part.
-        answer: publishes an answer.
-    """
-
-    def __init__(self, fresh_s: float, answer: Callable[[_Reply], None]) -> None:
-        self._fresh_s, self._answer = fresh_s, answer
-        self._inputs = Inputs()
-        self._triggers: deque[tuple[_Trigger, float]] = deque()
-        self._commands: deque[_Command] = deque()
-        self._acknowledged = False
-
-    def take(self, message: Received, is_trigger: bool, now: float) -> None:
-        """Take what was sent; answer at once where it cannot be done."""
-        try:
-            if message.retained:
-                raise ValueError("it was retained, and may be of any time")
-            if len(self._triggers) + len(self._commands) >= _MAX_WAITING:
-                raise ValueError("too much waits already")
-            if is_trigger:
-                self._triggers.append((msgspec.json.decode(message.payload, type=_Trigger), now))
-            else:
-                self._commands.append(msgspec.json.decode(message.payload, type=_Command))
-        except (ValueError, RecursionError) as error:
-            self._answer({"topic": message.topic, "taken": False, "reason": str(error)})
-
-    def inputs(self, now: float) -> Inputs:
-        """Return what a PLC would have written now."""
-        changes: dict[str, Any] = {"error_ack": False}
-        if self._acknowledged:
-            changes["trigger"] = self._acknowledged = False
-        elif not self._inputs.trigger:
-            while self._triggers:
-                asked, at = self._triggers.popleft()
-                if now - at <= self._fresh_s:
-                    changes |= {"trigger": True, "part_id": asked.part, "encoder": asked.encoder}
-                    break
-                self._answer({"part": asked.part, "taken": False, "reason": "it has waited too long"})
-        if self._inputs.command == 0 and self._commands:
-            order = self._commands.popleft()
-            if order.command == "acknowledge":
-                changes["error_ack"] = True
-                self._answer({"command": order.command, "done": True})
-            else:
-                changes |= {"command": CommandCode[order.command.upper()], "command_value": order.value}
-        self._inputs = msgspec.structs.replace(self._inputs, **changes)
-        return self._inputs
-
-    @property
-    def waiting(self) -> bool:
-        """Whether `inputs` has something new to say already."""
-        free = not self._inputs.trigger or self._acknowledged
-        order = self._inputs.command == 0 and bool(self._commands)
-        return self._acknowledged or (free and bool(self._triggers)) or order or self._inputs.error_ack
-
-    def see(self, outputs: Outputs) -> None:
-        """Take what a PLC would see now."""
-        inputs = self._inputs
-        if outputs.trigger_ack and inputs.trigger and not self._acknowledged:
-            self._answer({"part": inputs.part_id, "taken": True})
-            self._acknowledged = True
-        if inputs.command and outputs.command_echo == inputs.command:
-            name = CommandCode(inputs.command).name.lower()
-            self._answer({"command": name, "done": outputs.command_status == CommandStatus.DONE})
-            self._inputs = msgspec.structs.replace(self._inputs, command=0)
-
-    def acknowledge_result(self, value: bool) -> None:
-        """Set or clear ResultAck."""
-        self._inputs = msgspec.structs.replace(self._inputs, result_ack=value)
-
-
 class MqttPlc(EventPlc):
     """Tells a broker every event and the station's state; takes triggers where that is allowed."""
 
@@ -222,7 +131,7 @@ class MqttPlc(EventPlc):
         self._acknowledge_error = False
         self._remote = None
         if self._settings.commands:
-            self._remote = _Remote(self._settings.trigger_timeout_ms / 1000, self._answer)
+            self._remote = Remote(self._settings.trigger_timeout_ms / 1000, self._answer)
 
     def open(self) -> None:
         """Connect to the broker, and leave our last will."""
@@ -301,7 +210,7 @@ class MqttPlc(EventPlc):
             self._wake()
 
     def event(self, event: Event) -> None:
-        """Publish an event, and wait for the broker's acknowledgement."""
+        """Publish an event."""
         link = self._connected()
         if self._node is None:
             topic = self._settings.topic("event", event.camera)
@@ -309,6 +218,10 @@ class MqttPlc(EventPlc):
         else:
             self._publish(self._node.event(event))
             link.publish(self._settings.topic("told"), b"")
+
+    def settle(self) -> None:
+        """Wait for the broker's acknowledgements."""
+        self._connected().settle()
 
     def close(self) -> None:
         """Say that we are offline, and disconnect."""
@@ -320,6 +233,7 @@ class MqttPlc(EventPlc):
                 link.publish(self._settings.topic("status"), _OFFLINE, retain=True)
             else:
                 link.publish(*self._node.last_words())
+            link.settle()
         except PlcLostError:
             # Then the last will says it.
             pass
@@ -335,7 +249,7 @@ class MqttPlc(EventPlc):
         for message in messages:
             self._connected().publish(*message, qos=0)
 
-    def _answer(self, answer: _Reply) -> None:
+    def _answer(self, answer: Reply) -> None:
         self._connected().publish(self._settings.topic("answer"), msgspec.json.encode(answer))
 
 

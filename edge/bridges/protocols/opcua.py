@@ -4,15 +4,17 @@ A PLC either writes and reads the signals as variables, with the same handshake 
 `StartSingleJob` and subscribes to `ResultReadyEventType`; such a job's result needs no acknowledgement.
 
 Of OPC 40100-1 there are, by name: the states Preoperational, Halted, Error and Operational with Initialized, Ready and
-SingleExecution (ContinuousExecution is never entered); the methods Reset, Halt, SelectModeAutomatic, ConfirmAll and
-StartSingleJob; the event ResultReadyEventType.  Ids are plain strings and numbers instead of the standard's structures,
-and results carry our signals.  Not there: recipe, configuration and result management, conditions, the step model.
+SingleExecution (ContinuousExecution is never entered, StartContinuous answers Bad_NotImplemented); the methods Reset,
+Halt, SelectModeAutomatic, ConfirmAll and StartSingleJob; the event ResultReadyEventType.  Ids are plain strings and
+numbers instead of the standard's structures, and results carry our signals.  Not there: recipe, configuration and
+result management, conditions, the step model.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import ipaddress
 import logging
 import socket
@@ -35,6 +37,8 @@ from edge.errors import BridgeError
 logging.getLogger("asyncua").setLevel(logging.CRITICAL)
 
 _DONE, _REFUSED = 0, -1
+# Beyond the trigger's own time-out.
+_JOB_S = 10.0
 
 
 class OpcUaSettings(PlcSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,17 +94,17 @@ def _is_loopback(host: str) -> bool:
 
 @dataclass(eq=False)
 class _Job:
-    """A `StartSingleJob` on its way to the station; `taken` is set when its trigger is acknowledged."""
+    """A `StartSingleJob` on its way to the station; `taken`: its trigger is acknowledged, or else it was dropped."""
 
     part: int
     encoder: int
-    taken: asyncio.Future[None]
-    acknowledged: bool = False
+    taken: asyncio.Future[bool]
+    over: bool = False
 
-    def settle(self) -> None:
+    def settle(self, taken: bool) -> None:
         """Let the method return."""
         if not self.taken.done():
-            self.taken.set_result(None)
+            self.taken.set_result(taken)
 
 
 class OpcUaServer(Plc):
@@ -128,7 +132,9 @@ class OpcUaServer(Plc):
         # Parts whose results are told by an event alone.
         self._jobs: dict[int, str] = {}
         self._told = False
-        self._reset = self._confirm = self._halted = self._stale_trigger = False
+        self._reset = self._halted = self._stale_trigger = False
+        # Acknowledging one error after the other, and whether the last reading did so.
+        self._confirming = self._confirmed = False
         self._job_count = 0
 
     def open(self) -> None:
@@ -158,7 +164,7 @@ class OpcUaServer(Plc):
             inputs, changes = self._written, dict[str, Any]()
             if self._settings.liveness == "session":
                 changes["heartbeat"] = self._beat
-            if self._job is not None and self._job.acknowledged:
+            if self._job is not None and self._job.over:
                 self._job = None
                 changes["trigger"] = False
                 self._wake()
@@ -172,8 +178,9 @@ class OpcUaServer(Plc):
                 changes["result_ack"] = True
             if self._reset:
                 changes |= {"command": CommandCode.RESET}
-            if self._confirm:
-                changes["error_ack"], self._confirm = True, False
+            if self._confirming:
+                changes["error_ack"] = self._confirmed = self._shown.error and not self._confirmed
+                self._confirming = self._shown.error
                 self._wake()
             return msgspec.structs.replace(inputs, **changes)
 
@@ -186,11 +193,13 @@ class OpcUaServer(Plc):
             if before.result_valid and not outputs.result_valid:
                 self._jobs.pop(before.part_id, None)
             job = self._job
-            if job is not None and outputs.trigger_ack and not job.acknowledged:
-                job.acknowledged = True
-                self._call(job.settle)
+            done = self._reset and outputs.command_echo == CommandCode.RESET
+            if job is not None and not job.over and (outputs.trigger_ack or done):
+                # A reset drops it: its trigger will not be acknowledged any more.
+                job.over = True
+                self._call(functools.partial(job.settle, not done))
                 self._wake()
-            if self._reset and outputs.command_echo == CommandCode.RESET:
+            if done:
                 self._reset = False
                 self._wake()
             if name and outputs.result_valid != before.result_valid:
@@ -246,6 +255,7 @@ class OpcUaServer(Plc):
                 "SelectModeAutomatic": uamethod(self._on_select),
                 "ConfirmAll": uamethod(self._on_confirm),
                 "StartSingleJob": uamethod(self._on_start),
+                "StartContinuous": self._on_continuous,
             }
         )
         await self._model.show(Outputs())
@@ -314,10 +324,18 @@ class OpcUaServer(Plc):
         self._wake()
         try:
             # The trigger is acknowledged, or the part's verdict is fault, long before.
-            await asyncio.wait_for(job.taken, self._settings.trigger_timeout_ms / 1000 + 10)
+            taken = await asyncio.wait_for(job.taken, self._settings.trigger_timeout_ms / 1000 + _JOB_S)
         except (asyncio.TimeoutError, asyncio.CancelledError):
-            return name, _REFUSED
-        return name, _DONE
+            taken = False
+            with self._lock:
+                # As after a loss of who had started it: the next one must not wait for it.
+                job.over = True
+            self._wake()
+        return name, _DONE if taken else _REFUSED
+
+    async def _on_continuous(self, *_: object) -> ua.StatusCode:
+        # Results are of triggered parts; a station that triggers itself tells them all over MQTT.
+        return ua.StatusCode(ua.StatusCodes.BadNotImplemented)
 
     async def _on_reset(self, _: object) -> int:
         with self._lock:
@@ -341,7 +359,7 @@ class OpcUaServer(Plc):
 
     async def _on_confirm(self, _: object) -> int:
         with self._lock:
-            self._confirm = True
+            self._confirming, self._confirmed = True, False
         self._wake()
         return _DONE
 

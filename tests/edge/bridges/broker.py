@@ -26,11 +26,11 @@ def _program(name: str) -> str:
 
 
 class Mosquitto:
-    """Debian's broker; what it has acknowledged outlives its being killed."""
+    """Debian's broker; where `durable`, what it has acknowledged outlives its being killed, at some ms a message."""
 
-    def __init__(self, folder: Path, *lines: str, anonymous: bool = True) -> None:
+    def __init__(self, folder: Path, *lines: str, anonymous: bool = True, port: int = 0, durable: bool = True) -> None:
         self._program = _program("mosquitto")
-        with socket.create_server(("127.0.0.1", 0)) as probe:
+        with socket.create_server(("127.0.0.1", port)) as probe:
             self.port = probe.getsockname()[1]
         self._config = folder / "mosquitto.conf"
         self._config.write_text(
@@ -38,8 +38,9 @@ class Mosquitto:
                 [
                     "user root",
                     f"allow_anonymous {str(anonymous).lower()}",
-                    "persistence true",
+                    f"persistence {str(durable).lower()}",
                     "log_type none",
+                    "set_tcp_nodelay true",
                     f"persistence_location {folder}/",
                     "autosave_on_changes true",
                     "autosave_interval 1",

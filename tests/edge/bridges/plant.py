@@ -3,68 +3,21 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from edge.events.control import control_endpoint
+from edge.station import SWITCH_INTERVAL_S
 from tests.edge.bridges.driving import EdgeBridge
-from tests.edge.bridges.modbus_plc import PollingPlc, Scan, ServingPlc, wait_for
+from tests.edge.bridges.modbus_plc import wait_for
 from tests.edge.bridges.plc import Line, Program
 from tests.edge.bridges.proxy import Proxy, to_tcp, to_unix
 from tests.edge.bridges.view import View
+from tests.edge.bridges.wirings import WIRINGS, Plc, Wiring
 from tests.edge.events.killed import Killer
-
-# Of the PLC's program.
-_CYCLE_S = 0.005
-
-
-class Plc(Protocol):
-    """A simulated PLC that runs."""
-
-    def close(self) -> None: ...
-
-
-class Wiring(Protocol):
-    """How a protocol connects PLC and bridge: who serves listens at `port`, the other connects to it by a proxy."""
-
-    plc_serves: bool
-
-    def keys(self, port: int) -> dict[str, Any]:
-        """The keys of `bridge.toml`: where to listen, or where to connect to."""
-        ...
-
-    def plc(self, scan: Scan, port: int) -> Plc:
-        """Start a PLC that listens at a port, or connects to one."""
-        ...
-
-
-class ModbusClientWiring:
-    """The bridge connects to the PLC."""
-
-    plc_serves = True
-
-    def keys(self, port: int) -> dict[str, Any]:
-        return {"protocol": "modbus", "port": port, "timeout_ms": 300}
-
-    def plc(self, scan: Scan, port: int) -> Plc:
-        return ServingPlc(scan, port, _CYCLE_S)
-
-
-class ModbusServerWiring:
-    """The PLC connects to the bridge."""
-
-    plc_serves = False
-
-    def keys(self, port: int) -> dict[str, Any]:
-        return {"protocol": "modbus", "role": "server", "port": port}
-
-    def plc(self, scan: Scan, port: int) -> Plc:
-        return PollingPlc(scan, port, _CYCLE_S)
-
-
-WIRINGS: dict[str, Callable[[], Wiring]] = {"modbus client": ModbusClientWiring, "modbus server": ModbusServerWiring}
 
 
 class Plant:
@@ -113,10 +66,14 @@ class Plant:
         self.program = program()
 
     def __enter__(self) -> Plant:
+        # PLC, conveyor and networks share this process: their threads must not stand in line behind each other.
+        self._stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
             self.line.view = self._stack.enter_context(View(self._folder / "view"))
             # Where either of the two listens; the other one comes through the proxy.
             self.port = free_port()
+            self._stack.enter_context(self._wiring.laid(self._folder, self.port))
             self.plc_network = self._stack.enter_context(Proxy(to_tcp(self.port)))
             paths = [self.endpoint, control_endpoint(self.endpoint)]
             self.station_network = [
@@ -151,7 +108,7 @@ class Plant:
         """Start the PLC, with an empty memory."""
         self.program = self._new_program()
         self._plc = self._wiring.plc(
-            lambda seen: self.program.scan(seen), self.port if self._wiring.plc_serves else self.plc_network.port
+            lambda seen: self.program.scan(seen), self.plc_network.port if self._wiring.bridge_listens else self.port
         )
 
     def stop_plc(self) -> None:
@@ -160,9 +117,9 @@ class Plant:
             self._plc = None
 
     def start_bridge(self) -> None:
-        port = self.plc_network.port if self._wiring.plc_serves else self.port
+        port = self.port if self._wiring.bridge_listens else self.plc_network.port
         events, control = (f"tcp://127.0.0.1:{proxy.port}" for proxy in self.station_network)
-        self._bridge = EdgeBridge(self._folder, events, control, **self._wiring.keys(port), **self._keys)
+        self._bridge = EdgeBridge(self._folder, events, control, **{**self._wiring.keys(port), **self._keys})
 
     def kill_bridge(self) -> None:
         if self._bridge is not None:
@@ -192,3 +149,6 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
+
+
+__all__ = ["WIRINGS", "Plant", "free_port"]

@@ -26,12 +26,15 @@ class Part:
 
 @dataclass
 class Line:
-    """Parts one after the other; who looks through the camera sees the part that is there, whatever its id."""
+    """Parts one after the other; who looks through the camera sees the part that is there, whatever its id.
+
+    They come by time, whether or not anybody asks about them.
+    """
 
     count: int
     spacing_s: float = 0.05
     to_gate_s: float = 0.5
-    #: It stands while the PLC asks about a part, as an indexing table does.
+    #: A part stays before the camera until the PLC has its verdict, as on an indexing table; those behind it queue up.
     indexed: bool = False
     #: Which parts have a defect.
     defects: frozenset[int] = frozenset()
@@ -51,18 +54,22 @@ class Line:
                 if self.indexed and self.held:
                     return
                 number = 1 + len(self.parts)
+                # Those that come by time meanwhile wait behind it.
                 came_at = now if self.indexed else self._next_at
                 part = Part(number, number in self.defects, came_at)
-                if self.view is not None:
+                if self.view is not None and self.indexed:
                     self.view.show(defective=part.defective)
                 self.parts.append(part)
                 self.held = True
-                self._next_at = came_at + self.spacing_s
+                self._next_at += self.spacing_s
 
     def begin(self, now: float) -> None:
         with self._lock:
-            if self._next_at is None:
-                self._next_at = now
+            if self._next_at is not None:
+                return
+            self._next_at = now
+            if self.view is not None and not self.indexed:
+                self.view.run(now, self.spacing_s, [number in self.defects for number in range(1, self.count + 1)])
 
     def end(self) -> None:
         """Let no more parts come."""
@@ -95,6 +102,7 @@ class Entry:
     """A place of the shift register: rejected unless its own `ok` came in time."""
 
     number: int
+    came_at: float
     asked_at: float
     confirmed: bool = False
     confirmed_at: float = 0.0
@@ -107,7 +115,7 @@ class Program:
 
     Args:
         line: what it controls.
-        ack_timeout_s: from a part's coming to its trigger, and from there to the station's taking it.
+        ack_timeout_s: from a part's coming to the station's taking its trigger.
         exposure_s: how long a part stays after that, unless it has its verdict.
         bridge_timeout_s: without a change of the bridge's heartbeat.
     """
@@ -163,7 +171,7 @@ class Program:
         out, entry = self._out, self._current
         if out.get("Trigger"):
             assert entry is not None
-            in_time = now - entry.asked_at <= self._ack_timeout_s
+            in_time = now - entry.came_at <= self._ack_timeout_s
             if seen["TriggerAck"] or not in_time:
                 # What took longer showed the camera another part, perhaps.
                 entry.confirmed, entry.confirmed_at, out["Trigger"] = in_time, now, False
@@ -175,7 +183,7 @@ class Program:
             if newest.number in self.register:
                 return
             number = len(self.register) + 1
-            self._current = self.register[newest.number] = Entry(number, now)
+            self._current = self.register[newest.number] = Entry(number, newest.came_at, now)
             self.line.held = True
             out.update(Trigger=True, PartId=number, Encoder=newest.number * 100 - 1000)
 

@@ -13,7 +13,7 @@ import pytest
 from edge.bridges.base import PlcSettings, find_protocol
 from edge.bridges.layout import PLACES
 from edge.bridges.settings import read_settings
-from edge.bridges.tags import CommandCode, CommandStatus, Direction, ErrorCode, StateCode, VerdictCode
+from edge.bridges.tags import TAGS, CommandCode, CommandStatus, Direction, ErrorCode, StateCode, VerdictCode
 from edge.commands.bridge import main
 
 TEXT = (Path(__file__).parents[3] / "docs" / "plc.md").read_text(encoding="utf-8")
@@ -47,6 +47,21 @@ def test_signals_are_those_of_the_code(title: str, direction: Direction) -> None
         if tag.direction is direction
     ]
     assert rows(section(title), "signal") == expected
+
+
+def test_addresses_are_those_of_the_code() -> None:
+    own = {"mqtt": {"station": "STATION", "camera": "CAMERA", "commands": True}}
+    columns = []
+    for name in ("modbus", "s7", "opcua", "mqtt"):
+        protocol = find_protocol(name)
+        settings = protocol.settings(name="plc", protocol=name, **own.get(name, {}))
+        columns.append([protocol.address(settings, tag).removeprefix("redi/STATION/CAMERA/") for tag in TAGS])
+    writers = {Direction.FROM_PLC: "PLC", Direction.TO_PLC: "bridge"}
+    expected = [
+        [f"`{tag.name}`", writers[tag.direction], *addresses]
+        for tag, addresses in zip(TAGS, zip(*columns, strict=True), strict=True)
+    ]
+    assert rows(section("Addresses"), "signal") == expected
 
 
 @pytest.mark.parametrize(

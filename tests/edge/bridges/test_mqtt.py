@@ -58,7 +58,6 @@ def bridged(folder: Path, station: StandIn, port: int, **keys: Any) -> Iterator[
     table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in keys.items())
     path = folder / "bridge.toml"
     path.write_text(f'[[plc]]\nname = "mqtt1"\nprotocol = "mqtt"\n{table}\n')
-    folder.joinpath("cursors").mkdir(exist_ok=True)
     bridge = Bridge(read_settings(path), StationAddress(station.events, station.control), cursors=folder / "cursors")
     thread = threading.Thread(target=bridge.run, daemon=True)
     thread.start()
@@ -209,6 +208,7 @@ def test_sparkplug_hosts_understand_us(tmp_path: Path) -> None:
         with opened(broker.port, format="sparkplug") as plc:
             plc.write(Outputs(state=StateCode.READY, ready=True))
             plc.event(an_event())
+            plc.settle()
             rebirth = payload_class()(timestamp=1)
             rebirth.metrics.add(name="Node Control/Rebirth", datatype=11, boolean_value=True)
             listener.publish(f"{prefix}/NCMD/station1", rebirth.SerializeToString())
@@ -280,9 +280,12 @@ def test_only_the_right_password_and_certificate_do(tmp_path: Path) -> None:
             plc.write(Outputs())
             plc.event(an_event())
             assert "the-secret-word" not in repr(plc._settings)
+            plc.settle()
             # The broker's rules let this user not write elsewhere.
+            assert plc._link is not None
+            plc._link.publish("redi/station1x/cam0/event", b"")
             with pytest.raises(PlcLostError, match=r"refuses redi/station1x/cam0/event.*[Nn]ot authorized"):
-                plc._link.publish("redi/station1x/cam0/event", b"")  # type: ignore[union-attr]
+                plc.settle()
         for wrong in ({"ca_file": other}, {"tls": False, "ca_file": ""}):
             with pytest.raises(PlcLostError, match="connection"):
                 make(broker.port, **{**keys, **wrong}).open()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import functools
 import socket
 import threading
@@ -19,47 +18,21 @@ pytest.importorskip("asyncua")
 
 from asyncua import Client, ua
 from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 
 from edge.bridges.bridge import Bridge
 from edge.bridges.passwords import Users, read_users
 from edge.bridges.protocols.opcua import PROTOCOL, OpcUaServer, OpcUaSettings
 from edge.bridges.settings import read_settings
 from edge.bridges.side import StationAddress
-from edge.bridges.tags import Outputs, StateCode, VerdictCode
+from edge.bridges.tags import CommandCode, ErrorCode, Outputs, StateCode, VerdictCode
 from edge.commands import bridge as bridge_command
 from edge.errors import BridgeError, UsageError
 from edge.events.requests import Trigger
 from edge.inspection.result import Verdict
+from tests.edge.bridges.opcua_plc import certificate
 from tests.edge.bridges.standin import StandIn
 
 MACHINE = "ns=2;s=VisionStateMachine"
-
-
-def certificate(folder: Path, name: str) -> tuple[str, str]:
-    """A certificate as OPC UA wants it, and its key."""
-    key = rsa.generate_private_key(65537, 2048)
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"urn:test:{name}")]), False)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / f"{name}.pem", folder / f"{name}.key.pem"
-    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return str(paths[0]), str(paths[1])
 
 
 def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -108,13 +81,13 @@ class Plc:
         return "/".join(filter(None, ((await top).Text, (await inner.read_value()).Text)))
 
     async def call(self, name: str, *values: ua.Variant) -> Any:
-        parent = "ns=2;s=AutomaticModeStateMachine" if name == "StartSingleJob" else MACHINE
+        parent = "ns=2;s=AutomaticModeStateMachine" if name.startswith("Start") else MACHINE
         return await self.client.get_node(parent).call_method(f"3:{name}", *values)
 
-    async def job(self, part: int, encoder: int) -> Any:
+    async def job(self, part: int, encoder: int, method: str = "StartSingleJob") -> Any:
         text, number = ua.VariantType.String, ua.VariantType.UInt32
         return await self.call(
-            "StartSingleJob",
+            method,
             ua.Variant("m", text),
             ua.Variant(part, number),
             ua.Variant("", text),
@@ -217,6 +190,20 @@ async def test_jobs_and_variables_get_their_results(tmp_path: Path) -> None:
             await plc.call("Reset")
             await wait_for(lambda: plc.see("Ready"))
             assert await plc.call("SelectModeAutomatic") == 0
+            # Two errors, and one call that acknowledges them all.
+            await plc.put(Trigger=(True, boolean), PartId=(0, ua.VariantType.UInt32))
+            await wait_for(lambda: shows(plc, "ErrorCode", ErrorCode.PART_ID))
+            await plc.put(Trigger=(False, boolean), Command=(99, ua.VariantType.UInt16))
+            await wait_for(lambda: shows(plc, "CommandEcho", 99))
+            await plc.put(Command=(0, ua.VariantType.UInt16))
+            assert await plc.state() == "Error"
+            assert await plc.call("ConfirmAll") == 0
+            await wait_for(lambda: plc.see("Ready"))
+            assert await plc.see("ErrorCode") == ErrorCode.NONE
+            # There is no continuous execution.
+            with pytest.raises(ua.UaStatusCodeError) as refused:
+                await plc.job(11, 0, "StartContinuous")
+            assert refused.value.code == ua.StatusCodes.BadNotImplemented
             # Nobody writes what the station says.
             with pytest.raises(ua.UaStatusCodeError):
                 await plc.client.get_node("ns=2;s=ToPlc.Ready").write_value(True)
@@ -230,12 +217,16 @@ async def not_ready(plc: Plc) -> bool:
     return not await plc.see("Ready")
 
 
+async def shows(plc: Plc, name: str, value: int) -> bool:
+    return bool(await plc.see(name) == value)
+
+
 async def not_valid(plc: Plc) -> bool:
     return not await plc.see("ResultValid")
 
 
 @in_a_loop
-async def test_only_users_with_security_come_in(tmp_path: Path) -> None:
+async def test_only_users_with_security_come_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own, key = certificate(tmp_path, "server")
     friend, friend_key = certificate(tmp_path, "friend")
     stranger, stranger_key = certificate(tmp_path, "stranger")
@@ -279,6 +270,25 @@ async def test_only_users_with_security_come_in(tmp_path: Path) -> None:
             with pytest.raises((ua.UaError, ConnectionError, asyncio.TimeoutError)):
                 async with connected(plc.port, setup):
                     pass
+        # While a password is checked, others are served.
+        checking, go_on = threading.Event(), threading.Event()
+
+        def admit(self: Users, name: str, password: str) -> bool:
+            checking.set()
+            return go_on.wait(20) and False
+
+        async def knock() -> None:
+            with pytest.raises(ua.UaError):
+                async with connected(plc.port, how("another-word", known)):
+                    pass
+
+        async with connected(plc.port, how("the-secret-word", known)) as client:
+            monkeypatch.setattr(Users, "admit", admit)
+            knocking = asyncio.ensure_future(knock())
+            await wait_for(checking.is_set)
+            assert not await client.see("Ready")
+            go_on.set()
+            await knocking
     finally:
         plc.close()
 
@@ -303,6 +313,21 @@ async def test_what_is_written_together_is_seen_together_and_losses_end_heartbea
             with pytest.raises(ua.UaStatusCodeError):
                 await client.put(Encoder=(1.5, ua.VariantType.Float))
             assert plc.read().encoder == 0
+            # A job that another client's reset drops returns, and the next one may start.
+            await asyncio.to_thread(plc.write, Outputs(ready=True, state=StateCode.READY))
+            job = asyncio.ensure_future(client.job(5, 0))
+            await wait_for(lambda: plc.read().trigger)
+            async with connected(plc.port) as other:
+                assert await other.call("Reset") == 0
+            assert plc.read().command == CommandCode.RESET
+            await asyncio.to_thread(plc.write, Outputs(command_echo=CommandCode.RESET))
+            assert (await job)[1] == -1
+            await wait_for(lambda: not plc.read().trigger)
+            await asyncio.to_thread(plc.write, Outputs(ready=True, state=StateCode.READY))
+            again = asyncio.ensure_future(client.job(6, 0))
+            await wait_for(lambda: plc.read().part_id == 6)
+            await asyncio.to_thread(plc.write, Outputs(trigger_ack=True))
+            assert (await again)[1] == 0
         assert plc._server is not None
         await wait_for(lambda: not plc._server.bserver.clients)
         beat = plc.read().heartbeat

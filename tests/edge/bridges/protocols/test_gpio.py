@@ -301,13 +301,16 @@ def test_reject_is_never_released_without_a_fresh_ok(steps: list[tuple[str, int,
 
 
 def test_an_edge_too_many_is_a_part_that_is_rejected() -> None:
+    said: list[str] = []
     with rig() as each:
+        each.plc.report = said.append
         each.ready()
         each.edge()
         each.edge()
         each.exchange(2)
         each.answer(VerdictCode.OK)
         assert each.plc.refused == 1
+        assert said == ["a part is rejected: gpio:0:2 came while the one before was being handed on"]
         assert len(each.asked) == 1
         assert each.chip.rejects()
         each.edge()
