@@ -11,12 +11,15 @@ import numpy as np
 from calib.scoring import GoodScores
 from calib.threshold import Decision, choose_pixel_threshold, choose_threshold
 from edge.errors import CalibrationError
-from edge.manifest import Calibration, CompareSpec
+from edge.manifest import Calibration, CompareSpec, Lens
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: rates between 0 and 1, `method` one of `calib.threshold.METHODS`."""
+    """What was asked for: rates between 0 and 1, `method` one of `calib.threshold.METHODS`.
+
+    `roi` and `lens` are what the images were scored with; see `edge.manifest.Calibration`.
+    """
 
     false_reject: float = 0.001
     confidence: float = 0.95
@@ -24,6 +27,8 @@ class Request:
     pixel_rate: float = 1e-4
     min_region_px: int = 0
     pixel_size_mm: float | None = None
+    roi: tuple[int, int, int, int] | None = None
+    lens: Lens | None = None
 
 
 def calibrate(good: GoodScores, request: Request, compare: CompareSpec) -> tuple[Calibration, Decision]:
@@ -61,6 +66,8 @@ def calibrate(good: GoodScores, request: Request, compare: CompareSpec) -> tuple
         good_max=float(scores.max()),
         min_region_px=request.min_region_px,
         pixel_size_mm=request.pixel_size_mm,
+        roi=request.roi,
+        lens=request.lens,
     )
     return calibration, decision
 

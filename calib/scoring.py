@@ -15,6 +15,7 @@ from edge.bundle import Bundle
 from edge.errors import CalibrationError, DataError, FrameError
 from edge.frames import FrameMeta, PixelFormat
 from edge.images import list_images, pixel_digest, read_image
+from edge.inspection.corrections import NOTHING, Corrections
 
 
 @dataclass
@@ -51,8 +52,12 @@ def good_images(folder: Path) -> list[Path]:
     return paths
 
 
-def score_images(bundle: Bundle, paths: Sequence[Path] | Iterable[Path], pixel_rate: float) -> GoodScores:
-    """Score each distinct image of `paths` that the model was not trained on.
+def score_images(
+    bundle: Bundle, paths: Sequence[Path] | Iterable[Path], pixel_rate: float, corrections: Corrections = NOTHING
+) -> GoodScores:
+    """Score each distinct image of `paths`, whole frames, that the model was not trained on.
+
+    They go through the `corrections`, as a station's frames will.
 
     An unreadable image is skipped and listed.  Images with equal pixels count once: a copy says nothing new of how
     good parts scatter, and would fake the number that the stated confidence rests on.
@@ -64,7 +69,7 @@ def score_images(bundle: Bundle, paths: Sequence[Path] | Iterable[Path], pixel_r
 
     good = GoodScores(pixels=0)
     seen: dict[str, Path] = {}
-    with Inspector(bundle, uncalibrated=True) as inspector:
+    with Inspector(bundle, uncalibrated=True, corrections=corrections) as inspector:
         slot = inspector.make_slots(1, 0)[0]
         for path in paths:
             try:

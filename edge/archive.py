@@ -1,5 +1,7 @@
 """The image archive: frames as lossless PNG, each beside its event as JSON, within a budget of bytes.
 
+Frames are whole and as the camera gave them, before any correction, but in colour or grey whatever their pixel format.
+
     DIR/CAMERA/2026-11-22/20261122T081712.123456789Z-8899aabb-1234-ng.png     time, journal, seq, verdict
     DIR/CAMERA/2026-11-22/20261122T081712.123456789Z-8899aabb-1234-ng.json
 
@@ -25,6 +27,7 @@ from edge.archive_policy import KeepPolicy
 from edge.events.codec import EventMessage, event_to_json
 from edge.events.schema import Event
 from edge.frames import U8, PixelFormat, Slot
+from edge.images import to_bgr
 from edge.inspection.result import Verdict
 from edge.machine import lower_priority
 from edge.supervision.pulse import Pulse
@@ -265,11 +268,8 @@ class Archive:
 
     def _write(self, kept: _Kept) -> bool:
         """Write one picture and its event; return whether the budget has room for it."""
-        pixels = kept.pixels
-        if kept.pixel_format is PixelFormat.RGB8:
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
         # OpenCV's own settings: its fastest level, lossless.
-        picture = cv2.imencode(".png", pixels)[1].data
+        picture = cv2.imencode(".png", to_bgr(kept.pixels, kept.pixel_format))[1].data
         event = event_to_json(EventMessage(kept.event, kept.mask)) + b"\n"
         if self._files.write(kept.event.camera, picture_name(kept.event), picture, event):
             return True

@@ -150,12 +150,41 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engines: dict[str, EngineKey] = {}
 
 
+#: A flat field's gain of 1.
+GAIN_ONE = 4096
+
+
+class Lens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A lens after Brown and Conrady, as `cv2.calibrateCamera` finds it: focal lengths and centre in frame pixels.
+
+    With `u = (x - cx) / fx`, `v = (y - cy) / fy`, `r2 = u² + v²` and `radial = 1 + k1 r2 + k2 r2² + k3 r2³`, what a
+    lens without distortion would show at `(x, y)` lies at `fx (u radial + 2 p1 u v + p2 (r2 + 2 u²)) + cx` and
+    `fy (v radial + p1 (r2 + 2 v²) + 2 p2 u v) + cy`.
+    """
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    k1: float = 0.0
+    k2: float = 0.0
+    p1: float = 0.0
+    p2: float = 0.0
+    k3: float = 0.0
+
+
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The decision rule, made from good images alone; member `calibration.json`.
 
     A part is `ng` when its image score exceeds `threshold`; its mask is where the map exceeds `pixel_threshold`, which
     is never above `threshold`, so that an `ng` part always has a region.  `false_reject` is the rate asked for,
     `false_reject_bound` the distribution-free upper bound at `confidence` that the images support on their own.
+
+    What is done to every frame of this camera before that: each pixel is multiplied by its gain in the member
+    `flat_field.npy`, uint16 `(height, width)` of the frame in units of 1 / `GAIN_ONE`, whose SHA-256 (hex) is
+    `flat_field`, empty where there is none; the distortion of `lens` is taken out, the frame's size stays; then `roi`,
+    `(x, y, width, height)` in pixels of the frame, is cut out, and nothing else is inspected.  Golden frames are left
+    as they are.
     """
 
     threshold: float
@@ -171,6 +200,9 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     good_max: float
     min_region_px: int = 0
     pixel_size_mm: float | None = None
+    roi: tuple[int, int, int, int] | None = None
+    flat_field: str = ""
+    lens: Lens | None = None
 
 
 class GoldenFrame(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

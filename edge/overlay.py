@@ -31,6 +31,7 @@ def draw_overlay(
     score: float | None = None,
     threshold: float | None = None,
     mask: NDArray[np.bool_] | None = None,
+    roi: tuple[int, int, int, int] | None = None,
     regions: Sequence[Region] = (),
 ) -> U8:
     """Return a copy of the image with mask outline and region boxes, under a band with the verdict.
@@ -40,7 +41,8 @@ def draw_overlay(
         verdict: gives the band's text and colour.
         score: image score; left out when None.
         threshold: the score's limit; left out when None.
-        mask: of any size, `(h, w)`; it is stretched over the image.
+        mask: of any size, `(h, w)`; it is stretched over the image, or over its part `roi`, `(x, y, width, height)`.
+        roi: lies within the image.
         regions: in the image's pixels; what lies outside is drawn at the border.
 
     Returns:
@@ -58,7 +60,7 @@ def draw_overlay(
         cv2.rectangle(picture, first, last, _BLACK, thickness + 2)
         cv2.rectangle(picture, first, last, _BOX, thickness)
     if mask is not None and mask.any():
-        stretched = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+        stretched = over_frame(mask, (width, height), roi)
         contours, _ = cv2.findContours(stretched, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         # A dark rim keeps the outline visible on red parts.
         cv2.drawContours(picture, contours, -1, _BLACK, thickness + 2)
@@ -67,6 +69,16 @@ def draw_overlay(
     if score is not None:
         text += f"  {score:.4g}" if threshold is None else f"  {score:.4g} / {threshold:.4g}"
     return np.concatenate((_band(text, width, VERDICT_COLOURS[verdict]), picture))
+
+
+def over_frame(mask: NDArray[np.bool_], size: tuple[int, int], roi: tuple[int, int, int, int] | None) -> U8:
+    """Return an event's mask as large as its frame of `size`, `(width, height)`: uint8 `(height, width)`, 0 or 1."""
+    x, y, width, height = roi or (0, 0, *size)
+    whole = np.zeros((size[1], size[0]), np.uint8)
+    if width and height:
+        stretched = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+        whole[y : y + height, x : x + width] = stretched
+    return whole
 
 
 def heat_overlay(image: U8, anomaly_map: F32, ceiling: float, strength: float = 0.6) -> U8:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 from edge.container import check_name
+from edge.frames import MAX_SIDE as MAX_FRAME_SIDE
 from edge.manifest import (
     MAP_KINDS,
     PROMPT_CHOICES,
@@ -18,6 +19,7 @@ from edge.manifest import (
     CoreSpec,
     Golden,
     InputSpec,
+    Lens,
     MapSpec,
     ModelSpec,
 )
@@ -32,6 +34,9 @@ MAX_TILES = 256
 
 #: Network strides reach 32, so that every level has whole pixels.
 SIZE_MULTIPLE = 32
+
+# Of any term of a lens: beyond, single precision could not hold what follows from it.
+_LENS_LIMIT = 1e6
 
 RESERVED_FEATURES = frozenset({"descriptors", "names"})
 
@@ -145,6 +150,28 @@ def validate_calibration(calibration: Calibration) -> None:
     _require(c.min_region_px >= 0, "calibration.min_region_px", c.min_region_px, "not be negative")
     if c.pixel_size_mm is not None:
         _positive("calibration.pixel_size_mm", c.pixel_size_mm)
+    if c.lens is not None:
+        _validate_lens(c.lens)
+    if c.roi is not None:
+        x, y, width, height = c.roi
+        within = x >= 0 and y >= 0 and width > 0 and height > 0 and max(x + width, y + height) <= MAX_FRAME_SIDE
+        _require(
+            within, "calibration.roi", c.roi, f"be x, y, width, height of a part of a frame to {MAX_FRAME_SIDE} a side"
+        )
+
+
+def _validate_lens(lens: Lens) -> None:
+    for name in lens.__struct_fields__:
+        value = getattr(lens, name)
+        _require(math.isfinite(value) and abs(value) <= _LENS_LIMIT, f"calibration.lens.{name}", value, "be a number")
+    _positive("calibration.lens.fx", lens.fx)
+    _positive("calibration.lens.fy", lens.fy)
+
+
+def validate_flat_field(dtype: str, shape: Sequence[int]) -> None:
+    """Raise `ValueError` unless an array of this type and shape can be a flat field."""
+    whole = len(shape) == 2 and all(0 < side <= MAX_FRAME_SIDE for side in shape)
+    _require(dtype == "uint16" and whole, "the flat field", f"{dtype} {tuple(shape)}", "be uint16 (height, width)")
 
 
 def validate_golden(golden: Golden) -> None:

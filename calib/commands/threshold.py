@@ -6,25 +6,32 @@ import argparse
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.table import Table
 
 from calib.calibrate import Request, calibrate, warnings_for
+from calib.flatfield import flat_field
 from calib.scoring import GoodScores, good_images, score_images
 from calib.threshold import MAX_PIXEL_RATE, METHODS, Decision
 from edge.bundle import Bundle, set_calibration
-from edge.cli import command, console, output_console, positive_number, progress, require_extra
+from edge.cli import CommandParser, command, console, output_console, positive_number, progress, require_extra
 from edge.errors import EdgeError, UsageError
 from edge.files import atomic_write
-from edge.manifest import Calibration
+from edge.frames import Roi
+from edge.inspection.corrections import Corrections
+from edge.manifest import Calibration, Lens
 
 _DESCRIPTION = """\
 Score photographs of good parts with the bundle's own model, choose the image-score threshold that keeps the
 wanted false-reject rate, choose the pixel threshold for the mask, and store both in the bundle. The model in the
 bundle is not touched: calibrate as often as you like."""
+
+_NONE = "none"
 
 _EPILOG = """\
 example: calib-threshold redi.plan --good photos/calibration --false-reject 0.01
@@ -52,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = good_images(arguments.good)
     with Bundle.open(path) as bundle:
         request = _request(arguments, bundle.calibration)
-        good = _score(bundle, paths, request.pixel_rate)
+        corrections = _corrections(arguments, bundle)
+        good = _score(bundle, paths, request.pixel_rate, corrections)
         calibration, decision = calibrate(good, request, bundle.manifest.model.compare)
         model, bundle_id = bundle.manifest.model, bundle.bundle_id
         signed = bundle.signature is not None
@@ -60,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     title = f"{path.name}: {model.method} {model.backbone}, {arguments.good}"
     picture = draw(good.scores, [p.name for p in good.paths], calibration, decision, title)
-    set_calibration(path, calibration, bundle_id=bundle_id)
+    set_calibration(path, calibration, bundle_id=bundle_id, flat_field=corrections.flat_field)
     try:
         with atomic_write(plot) as file:
             file.write(picture)
@@ -73,12 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(_json(calibration, decision, good, notes, plot))
     else:
-        _show(path, calibration, decision, notes, plot, statement(calibration, decision))
+        flat = corrections.flat_field is not None
+        _show(path, calibration, decision, notes, plot, statement(calibration, decision), flat)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="calib-threshold",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -114,6 +123,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MM",
         help=f"size of a frame pixel on the part ({kept} unknown)",
     )
+    parser.add_argument(
+        "--roi",
+        type=_roi,
+        metavar="X,Y,WIDTH,HEIGHT",
+        help=f"inspect this part of the frame alone, in its pixels; none: all of it ({kept} all)",
+    )
+    parser.add_argument(
+        "--lens",
+        type=_lens,
+        metavar="FX,FY,CX,CY[,K1,K2,P1,P2,K3]",
+        help=f"take out this lens's distortion, as OpenCV calibrates it; none: do not ({kept} do not)",
+    )
+    parser.add_argument(
+        "--flat-field",
+        type=_flat_field,
+        metavar="DIR",
+        help=f"photographs of a plain grey surface: even the light by their mean; none: do not ({kept} do not)",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="the picture (redi.plan.calibration.png)")
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of the summary")
     return parser
@@ -138,6 +165,32 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def _roi(text: str) -> Roi | str:
+    found = re.fullmatch(r"([0-9]{1,5}),([0-9]{1,5}),([0-9]{1,5}),([0-9]{1,5})", text)
+    if text == _NONE:
+        return text
+    if found is None or int(found[3]) == 0 or int(found[4]) == 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not X,Y,WIDTH,HEIGHT in pixels, such as 320,0,1080,1080, or none"
+        )
+    return Roi(*map(int, found.groups()))
+
+
+def _lens(text: str) -> Lens | str:
+    if text == _NONE:
+        return text
+    terms = [_number(word) for word in text.split(",")]
+    if not 4 <= len(terms) <= 9 or not all(map(math.isfinite, terms)) or min(terms[:2]) <= 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not FX,FY,CX,CY[,K1,K2,P1,P2,K3] with FX and FY above 0, or none"
+        )
+    return Lens(*terms)
+
+
+def _flat_field(text: str) -> Path | str:
+    return text if text == _NONE else Path(text)
 
 
 def _count(text: str) -> int:
@@ -165,10 +218,25 @@ def _request(arguments: argparse.Namespace, before: Calibration | None) -> Reque
         pixel_rate=arguments.pixel_rate,
         min_region_px=region if region is not None else before.min_region_px if before else 0,
         pixel_size_mm=size if size is not None else before.pixel_size_mm if before else None,
+        roi=_choice(arguments.roi, before.roi if before else None),
+        lens=_choice(arguments.lens, before.lens if before else None),
     )
 
 
-def _score(bundle: Bundle, paths: Sequence[Path], pixel_rate: float) -> GoodScores:
+def _choice(given: Any, before: Any) -> Any:
+    """Return what was given, nothing where that is `none`; what there was before where nothing was given."""
+    return before if given is None else None if given == _NONE else given
+
+
+def _corrections(arguments: argparse.Namespace, bundle: Bundle) -> Corrections:
+    before = Corrections.of(bundle, bundle.calibration)
+    roi, lens = _choice(arguments.roi, before.roi), _choice(arguments.lens, before.lens)
+    if isinstance(arguments.flat_field, Path):
+        return Corrections(roi, flat_field(good_images(arguments.flat_field)), lens)
+    return Corrections(roi, _choice(arguments.flat_field, before.flat_field), lens)
+
+
+def _score(bundle: Bundle, paths: Sequence[Path], pixel_rate: float, corrections: Corrections) -> GoodScores:
     with progress(transient=True) as bar:
         task = bar.add_task("scoring good images", total=len(paths), note="")
 
@@ -177,10 +245,12 @@ def _score(bundle: Bundle, paths: Sequence[Path], pixel_rate: float) -> GoodScor
                 yield path
                 bar.advance(task)
 
-        return score_images(bundle, counted(), pixel_rate)
+        return score_images(bundle, counted(), pixel_rate, corrections)
 
 
-def _show(path: Path, calibration: Calibration, decision: Decision, notes: list[str], plot: Path, words: str) -> None:
+def _show(
+    path: Path, calibration: Calibration, decision: Decision, notes: list[str], plot: Path, words: str, flat: bool
+) -> None:
     c = calibration
     table = Table(title=f"calibration of {path}", show_header=False)
     rows = {
@@ -193,6 +263,9 @@ def _show(path: Path, calibration: Calibration, decision: Decision, notes: list[
         "distribution-free bound": f"{c.false_reject_bound:.4g}  ({decision.exceeded} above the threshold)",
         "confidence": f"{c.confidence:.4g}",
         "smallest region": f"{c.min_region_px} px",
+        "region of interest": "all of the frame" if c.roi is None else "{2} x {3} at {0}, {1}".format(*c.roi),
+        "flat field": "yes" if flat else "none",
+        "lens": "straightened" if c.lens else "as it is",
         "pixel size": "unknown" if c.pixel_size_mm is None else f"{c.pixel_size_mm:g} mm",
         "picture": str(plot),
     }

@@ -58,6 +58,17 @@ class Camera(ABC):
     def expect(self, ticket: Ticket) -> None:  # noqa: B027  most cameras show what is before them
         """Note which triggered part the next frame is to show.  Called only where the source waits to be asked."""
 
+    @property
+    def holds_slot(self) -> bool:
+        """Whether the slot in which no frame came may still be written to: give that one to `capture` again.
+
+        Before anybody else gets it, `recall` it.
+        """
+        return False
+
+    def recall(self) -> None:  # noqa: B027  most cameras write only within `capture`
+        """Let nothing be written into a slot any more."""
+
     def close(self) -> None:  # noqa: B027  most files have nothing to let go of
         """Let go of the device or file.  May be called twice."""
 

@@ -10,6 +10,7 @@ from edge.cameras.base import Camera
 from edge.cameras.files import is_glob, open_folder, open_glob, open_image
 from edge.cameras.opencv import VideoFile, open_device, open_stream
 from edge.cameras.sim_camera import open_sim
+from edge.cameras.v4l2 import open_v4l2
 from edge.errors import CameraError
 from edge.images import IMAGE_SUFFIXES
 
@@ -22,21 +23,23 @@ VIDEO_SUFFIXES = frozenset(
 _STREAM = re.compile(r"(rtsps?|rtmps?|https?|udp|tcp|rtp|srt)://", re.IGNORECASE)
 
 ACCEPTED = (
-    "a device number (0), a stream (rtsp://, http://, udp://…), a video file, an image file, a folder of images, "
-    "a quoted glob ('parts/*.png'), or the simulated line (sim:, sim:seed=3,count=100)"
+    "a device number (0), a device that writes into the station's memory (v4l2:/dev/video0), a stream (rtsp://, "
+    "http://, udp://…), a video file, an image file, a folder of images, a quoted glob ('parts/*.png'), or the "
+    "simulated line (sim:, sim:seed=3,count=100)"
 )
 
 
 def is_live(spec: str) -> bool:
     """Return whether a text names a device or stream, which may not be there now and be there later."""
-    return bool(re.fullmatch(r"[0-9]{1,3}", spec) or _STREAM.match(spec) or spec.startswith("/dev/"))
+    return bool(re.fullmatch(r"[0-9]{1,3}", spec) or _STREAM.match(spec) or spec.startswith(("/dev/", "v4l2:")))
 
 
 def open_camera(spec: str, *, name: str = "cam0") -> Camera:
     """Open the camera that a text names.
 
     Args:
-        spec: a V4L2 device by number (`0`) or path (`/dev/video0`); the URL of a stream; a video file; an image
+        spec: a V4L2 device by number (`0`) or path (`/dev/video0`), read through OpenCV; `v4l2:` with a device and
+            options, written straight into the slots (see `open_v4l2`); the URL of a stream; a video file; an image
             file; a folder, searched with its sub-folders; a glob; or `sim:` with options (see `open_sim`).
         name: the camera's name in events.
 
@@ -49,6 +52,8 @@ def open_camera(spec: str, *, name: str = "cam0") -> Camera:
     """
     if spec == "sim" or spec.startswith("sim:"):
         return open_sim(name, spec[4:])
+    if spec.startswith("v4l2:"):
+        return open_v4l2(name, spec[5:])
     if re.fullmatch(r"[0-9]{1,3}", spec):
         return open_device(name, int(spec))
     if _STREAM.match(spec):

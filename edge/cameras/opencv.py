@@ -175,7 +175,7 @@ def open_device(name: str, device: int | str) -> LiveCamera:
     path = f"/dev/video{device}" if isinstance(device, int) else device
     video = _open(device, cv2.CAP_V4L2)
     if not video.isOpened():
-        raise CameraError(f"cannot open camera {path}", _why_not(Path(path)))
+        raise CameraError(f"cannot open camera {path}", why_not(Path(path)))
     return LiveCamera(name, video, path, silence_s=_SILENCE_S)
 
 
@@ -192,7 +192,8 @@ def _without_password(url: str) -> str:
     return re.sub(r"(?<=://)[^/]*@", "", url)
 
 
-def _why_not(path: Path) -> str:
+def why_not(path: Path) -> str:
+    """Return what to do about a device that cannot be opened."""
     if not path.exists():
         found = sorted(str(device) for device in Path("/dev").glob("video*"))
         return f"cameras on this machine: {', '.join(found) or 'none'}"

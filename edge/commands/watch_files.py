@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +15,7 @@ from edge.errors import EdgeError, FrameError, UsageError
 from edge.events.schema import Event
 from edge.frames import U8
 from edge.images import IMAGE_SUFFIXES, read_image, write_png
-from edge.overlay import draw_overlay
+from edge.overlay import draw_overlay, over_frame
 
 _MAX_NAME = 100
 _MAX_SIDE = 32767
@@ -51,7 +50,7 @@ class MaskSaver:
         """Save the mask."""
         size = _picture_size(event)
         if size is not None and mask.any():
-            image = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_NEAREST)
+            image = 255 * over_frame(mask, size, event.roi if size == event.frame_size else None)
             _write(self._folder / file_name(event), image)
             self._saved += 1
 
@@ -124,7 +123,13 @@ class OverlaySaver:
             image = np.zeros((size[1], size[0], 3), np.uint8)
             self._on_black += 1
         picture = draw_overlay(
-            image, event.verdict, score=event.score, threshold=event.threshold, mask=mask, regions=event.regions
+            image,
+            event.verdict,
+            score=event.score,
+            threshold=event.threshold,
+            mask=mask,
+            roi=event.roi if image.shape[1::-1] == event.frame_size else None,
+            regions=event.regions,
         )
         _write(self._folder / file_name(event), picture)
         self._saved += 1

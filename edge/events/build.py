@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import dataclass
 
+from edge.errors import FrameError
 from edge.events.rle import encode_mask
 from edge.events.schema import MAX_REGIONS, Event
 from edge.files import utf8_text
@@ -50,7 +51,7 @@ def build_event(slot: Slot, origin: Origin, *, decided_at_ns: int, total_ms: flo
         raise RuntimeError(f"slot {slot.index} was published before it was inspected")
     # What a fault leaves in the slot's buffers belongs to some earlier frame.
     mask = b"" if inspection.verdict is Verdict.FAULT else encode_mask(slot.mask, slot.area)
-    has_bytes = meta.error is None and slot.pixels.ndim >= 2
+    frame_size = _NOTHING if meta.error is not None else _frame_size(slot)
     regions = inspection.regions
     if len(regions) > MAX_REGIONS:
         regions = heapq.nlargest(MAX_REGIONS, regions, key=lambda region: region.area_px)
@@ -71,7 +72,7 @@ def build_event(slot: Slot, origin: Origin, *, decided_at_ns: int, total_ms: flo
         peak=_finite(inspection.peak),
         threshold=_finite(inspection.threshold),
         pixel_threshold=_finite(origin.pixel_threshold),
-        frame_size=(slot.pixels.shape[1], slot.pixels.shape[0]) if has_bytes else _NOTHING,
+        frame_size=frame_size,
         mask_size=(slot.frame_map.shape[1], slot.frame_map.shape[0]),
         regions=list(regions),
         part_id=None if ticket is None else ticket.part_id,
@@ -81,6 +82,7 @@ def build_event(slot: Slot, origin: Origin, *, decided_at_ns: int, total_ms: flo
         reason=utf8_text(inspection.reason),
         latency_ms=_latencies(inspection, meta.capture_ms, total_ms),
         skipped=origin.skipped,
+        roi=None if inspection.verdict is Verdict.FAULT else slot.roi,
     )
     return event, mask
 
@@ -114,6 +116,15 @@ def build_unseen(unseen: Unseen, origin: Origin) -> Event:
         reason=unseen.reason,
         skipped=origin.skipped,
     )
+
+
+def _frame_size(slot: Slot) -> tuple[int, int]:
+    """Return width and height, nothing where the bytes are no frame of their format."""
+    try:
+        height, width = slot.size
+    except FrameError:
+        return _NOTHING
+    return width, height
 
 
 def _finite(value: float) -> float | None:

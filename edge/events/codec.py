@@ -102,6 +102,10 @@ def decode_message(parts: Sequence[bytes]) -> Message:
         for name, (width, height) in (("frame_size", event.frame_size), ("mask_size", event.mask_size)):
             if width * height > MAX_PIXELS:
                 raise MessageError(f"{topic}: {name} {width} x {height} is out of bounds")
+        if event.roi is not None:
+            x, y, width, height = event.roi
+            if x + width > event.frame_size[0] or y + height > event.frame_size[1]:
+                raise MessageError(f"{topic}: roi {event.roi} is not within the frame")
         _check_camera(topic, EVENT_TOPIC, event.camera)
         return EventMessage(event, parts[2])
     if topic.startswith(STATUS_TOPIC):

@@ -49,6 +49,7 @@ class Preview(msgspec.Struct, omit_defaults=False):
     threshold: float | None
     frame_size: tuple[Count, Count]
     map_ceiling: float | None = None
+    roi: tuple[Count, Count, Count, Count] | None = None
     reason: str = ""
     schema: int = SCHEMA_VERSION
 

@@ -29,6 +29,7 @@ from edge.events.preview import (
 from edge.events.schema import Event
 from edge.events.security import ServerKeys, check_exposure
 from edge.frames import F32, U8, PixelFormat, Slot
+from edge.images import thinned, to_bgr
 from edge.inspection.result import Verdict
 from edge.machine import lower_priority
 from edge.supervision.pulse import Pulse
@@ -235,9 +236,10 @@ class PreviewOutlet:
 
 
 def _copy(slot: Slot, event: Event) -> _Copy:
-    frame = _thinned(slot.pixels, _COPY_SIDE) if slot.pixels.size and event.frame_size != (0, 0) else None
+    usable = slot.pixels.size and event.frame_size != (0, 0)
+    frame = thinned(slot.pixels, slot.pixel_format, _COPY_SIDE) if usable else None
     # What a fault leaves in the slot's map belongs to some earlier frame.
-    anomaly_map = None if event.verdict is Verdict.FAULT else _thinned(slot.frame_map, _COPY_SIDE)
+    anomaly_map = None if event.verdict is Verdict.FAULT else _resized(slot.frame_map, _COPY_SIDE, cv2.INTER_NEAREST)
     return _Copy(event, frame, slot.pixel_format, anomaly_map)
 
 
@@ -246,10 +248,7 @@ def _make(copy: _Copy) -> PreviewMessage:
     frame = anomaly_map = b""
     ceiling = None
     if copy.frame is not None:
-        picture = _averaged(copy.frame)
-        if copy.pixel_format is PixelFormat.RGB8:
-            picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-        frame = _jpeg(picture)
+        frame = _jpeg(_averaged(to_bgr(copy.frame, copy.pixel_format)))
     if copy.map is not None:
         values = np.nan_to_num(_averaged(copy.map), posinf=0.0, neginf=0.0)
         ceiling = _CEILING * event.pixel_threshold if event.pixel_threshold else float(values.max(initial=0.0))
@@ -269,14 +268,10 @@ def _make(copy: _Copy) -> PreviewMessage:
         threshold=event.threshold,
         frame_size=event.frame_size,
         map_ceiling=ceiling,
+        roi=event.roi,
         reason=event.reason,
     )
     return PreviewMessage(header, frame, anomaly_map)
-
-
-def _thinned(image: Any, side: int) -> Any:
-    """Return a copy of at most `side`: single pixels are left out, which is quicker than to copy all."""
-    return _resized(image, side, cv2.INTER_NEAREST)
 
 
 def _averaged(image: Any) -> Any:

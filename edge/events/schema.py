@@ -35,8 +35,9 @@ class Event(msgspec.Struct, omit_defaults=False):
     Times: `captured_at_ns` and `decided_at_ns` are wall-clock nanoseconds since 1970 UTC; `latency_ms` maps stage to
     milliseconds (`capture`, `queue`, `before`, `core`, `after`, `total`, from the start of capture to the verdict).
     `score` and `peak` are null where the verdict is `fault`; `threshold`, `pixel_threshold` likewise where no
-    calibration is known.  `frame_size` and `mask_size` are `(width, height)`; mask pixel `(i, j)` covers the frame's
-    area at the same relative place.  `frame_size` is `(0, 0)` where the frame had no usable bytes.
+    calibration is known.  `frame_size` and `mask_size` are `(width, height)`; mask pixel `(i, j)` covers the area at
+    the same relative place of the frame, or of its part `roi`, `(x, y, width, height)`, where only that was inspected.
+    `frame_size` is `(0, 0)` where the frame had no usable bytes.
 
     Where a trigger asked for the part: its `part_id`, the conveyor's `encoder` count, when it was triggered and until
     when the verdict was due, as wall-clock nanoseconds; a later verdict is `late`.
@@ -67,6 +68,7 @@ class Event(msgspec.Struct, omit_defaults=False):
     latency_ms: dict[str, float] = {}
     skipped: int = 0
     journal_id: str = ""
+    roi: tuple[Count, Count, Count, Count] | None = None
     schema: int = SCHEMA_VERSION
 
 

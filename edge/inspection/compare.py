@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge.errors import BundleMismatchError
 from edge.frames import F32, MAX_SIDE, U8, Area, aligned_bytes, aligned_f32
@@ -53,6 +54,13 @@ class Comparer:
         canvas: how many tiles make the map, and how they overlap.
         isa: instruction set; see `choose_isa`.
 
+    Attributes:
+        canvas: the geometry.
+        kept: all tables and scratch arrays; every pointer in the following lies in one of them.
+        tables, scales, whole: what the kernels are told, for runtimes that launch them elsewhere.
+        shares: of each tile, the addresses of its shares by row and by column, and how many bytes into the map it
+            begins.
+
     Raises:
         BundleMismatchError: the kernels cannot serve this specification.
         RuntimeUnavailableError: the kernels are missing, or `isa` cannot run here.
@@ -63,8 +71,8 @@ class Comparer:
     ) -> None:
         self.isa = choose_isa(isa)
         self.spec = spec
-        self._canvas = Canvas(InputSpec(height=height, width=width), canvas)
-        self.shape = self._canvas.height, self._canvas.width
+        self.canvas = Canvas(InputSpec(height=height, width=width), canvas)
+        self.shape = self.canvas.height, self.canvas.width
         for high, wide in ((height, width), self.shape):
             if not (0 < high <= MAX_SIDE and 0 < wide <= MAX_SIDE) or high % 32 or wide % 32:
                 raise BundleMismatchError(f"an anomaly map of {wide} x {high} pixels: no multiples of 32 to {MAX_SIDE}")
@@ -74,38 +82,38 @@ class Comparer:
             raise BundleMismatchError(f"sigma {spec.sigma} must not be negative and top_k {spec.top_k} at least 1")
         bands = [banded(smoothing_matrix(columns, width, spec.sigma)) for _, _, columns in spec.scales]
         rows = [smoothing_matrix(rows, height, spec.sigma) for _, rows, _ in spec.scales]
-        self._kept = (
+        feathers = feather(height, canvas.rows, canvas.overlap), feather(width, canvas.columns, canvas.overlap)
+        self.kept: tuple[NDArray[Any], ...] = (
             *compressed_rows(np.concatenate(rows, axis=1)),
             aligned_f32(max(rows * columns for _, rows, columns in spec.scales)),
             aligned_f32(sum(rows for _, rows, _ in spec.scales), width),
             aligned_bytes(4 * self.shape[0] * self.shape[1] // GROUP),
             *(array for band in bands for array in band),
+            *feathers,
         )
         n = len(spec.scales)
-        self._scales = (ScaleTables * n)(
+        self.scales = (ScaleTables * n)(
             *(
                 ScaleTables(*scale, weight.shape[1], start.ctypes.data, weight.ctypes.data)
                 for scale, (start, weight) in zip(spec.scales, bands, strict=True)
             )
         )
-        addresses = [array.ctypes.data for array in self._kept[:6]]
-        self._tables = CompareTables(height, width, min(spec.top_k, height * width), n, self._scales, *addresses)
-        self._whole = CanvasTables(*self.shape, spec.top_k, addresses[5])
-        self._feathers = feather(height, canvas.rows, canvas.overlap), feather(width, canvas.columns, canvas.overlap)
-        rows_at, columns_at = (share.ctypes.data for share in self._feathers)
-        # Of each tile: its shares by row and by column, and how many bytes into the map it begins.
-        self._shares = [
+        addresses = [array.ctypes.data for array in self.kept[:6]]
+        self.tables = CompareTables(height, width, min(spec.top_k, height * width), n, self.scales, *addresses)
+        self.whole = CanvasTables(*self.shape, spec.top_k, addresses[5])
+        rows_at, columns_at = (share.ctypes.data for share in feathers)
+        self.shares = [
             (
                 rows_at + 4 * height * (tile // canvas.columns),
                 columns_at + 4 * width * (tile % canvas.columns),
                 4 * (top * self.shape[1] + left),
             )
-            for tile, (top, left) in enumerate(self._canvas.corners)
+            for tile, (top, left) in enumerate(self.canvas.corners)
         ]
         self._fx, self._fy = (ctypes.c_void_p * n)(), (ctypes.c_void_p * n)()
         self._bounds = AreaBounds()
         self._result = ComparisonResult()
-        self._addresses = tuple(map(ctypes.addressof, (self._tables, self._fx, self._fy)))
+        self._addresses = tuple(map(ctypes.addressof, (self.tables, self._fx, self._fy)))
         self._compare = kernel_function("redi_compare", self.isa)
         self._compare_tile = kernel_function("redi_compare_tile", self.isa)
         self._finish_map = kernel_function("redi_finish_map", self.isa)
@@ -126,8 +134,8 @@ class Comparer:
             BundleMismatchError: the features are not those of the specification.
             ValueError: an output has the wrong type or shape, or the frame has several tiles.
         """
-        if len(self._canvas.corners) != 1:
-            raise ValueError(f"a frame of {len(self._canvas.corners)} tiles is compared tile by tile")
+        if len(self.canvas.corners) != 1:
+            raise ValueError(f"a frame of {len(self.canvas.corners)} tiles is compared tile by tile")
         self._bind(fx, fy)
         outputs = self._outputs(anomaly_map, mask)
         self._compare(*self._addresses, pixel_threshold, *outputs, ctypes.addressof(self._result))
@@ -146,7 +154,7 @@ class Comparer:
         start = output_address(anomaly_map, np.float32, self.shape, "anomaly_map")
         if tile == 0:
             anomaly_map.fill(0)
-        row_share, column_share, corner = self._shares[tile]
+        row_share, column_share, corner = self.shares[tile]
         self._compare_tile(*self._addresses, row_share, column_share, self.shape[1], start + corner)
 
     def finish(
@@ -164,14 +172,14 @@ class Comparer:
             BundleMismatchError: the features are not those of the specification.
             ValueError: an output has the wrong type or shape.
         """
-        if len(self._canvas.corners) == 1 and area[2:] == self.shape:
+        if len(self.canvas.corners) == 1 and area[2:] == self.shape:
             return self(fx, fy, pixel_threshold, anomaly_map, mask)
-        self.add(len(self._canvas.corners) - 1, fx, fy, anomaly_map)
+        self.add(len(self.canvas.corners) - 1, fx, fy, anomaly_map)
         top, left, height, width = area
         bounds = self._bounds
         bounds.top, bounds.bottom, bounds.left, bounds.right = top, top + height, left, left + width
         self._finish_map(
-            ctypes.addressof(self._whole),
+            ctypes.addressof(self.whole),
             ctypes.addressof(bounds),
             pixel_threshold,
             *self._outputs(anomaly_map, mask),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter_ns
 
@@ -11,15 +12,18 @@ import msgspec
 
 from edge.bundle import Bundle
 from edge.errors import BundleMismatchError, FrameError, GoldenError
-from edge.frames import U8, FrameMeta, PixelFormat, Slot
+from edge.frames import U8, FrameMeta, PixelFormat, Roi, Slot
+from edge.images import samples
+from edge.inspection.corrections import Corrections
 from edge.inspection.regions import find_regions
 from edge.inspection.result import Inspection, Region, Verdict
-from edge.inspection.runtime import Runtime
+from edge.inspection.runtime import CacheReport, Runtime, Traffic
 from edge.inspection.select import open_runtime
 from edge.manifest import Calibration
 
 #: A frame whose samples all lie within this many of the 255 grey levels shows nothing but sensor noise.
 NO_CONTRAST = 4
+_NV12_BLACK = 16
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class Inspector:
 
     Args:
         bundle: keep it open as long as the inspector is in use.
-        runtime: `auto`, `portable` or `cuda`.
+        runtime: `auto`, `portable` or `cuda`; or one that is open, and is closed with the inspector.
         threads: of the core; default: the runtime's own choice.
         precision: of the core, `f32` or `bf16`.
         calibration: the decision rule, default the bundle's own.
+        corrections: what is done to the frames before, default what the decision rule says.
         uncalibrated: accept that there is none and only score: both thresholds are infinite, every whole frame `ok`.
+        prompt_bytes: of a GPU's memory for the prompts' features; default: the runtime's own choice.
         share: another inspector, whose weights are used where they are the same: no second copy, and no compiling.
 
     Raises:
@@ -57,11 +63,13 @@ class Inspector:
         self,
         bundle: Bundle,
         *,
-        runtime: str = "auto",
+        runtime: str | Runtime = "auto",
         threads: int | None = None,
         precision: str = "f32",
         calibration: Calibration | None = None,
+        corrections: Corrections | None = None,
         uncalibrated: bool = False,
+        prompt_bytes: int | None = None,
         share: Inspector | None = None,
     ) -> None:
         self.bundle_id = bundle.bundle_id
@@ -76,12 +84,24 @@ class Inspector:
             )
         self.threshold = self.calibration.threshold if self.calibration else math.inf
         self.pixel_threshold = self.calibration.pixel_threshold if self.calibration else math.inf
+        self._corrections = Corrections.of(bundle, self.calibration) if corrections is None else corrections
         #: What `verify_golden` found.
         self.golden: list[GoldenResult] = []
         self._bundle = bundle
         shared: Runtime | None = None if share is None else share._runtime
         self._runtime: Runtime
-        self._runtime, self._why = open_runtime(bundle, runtime, threads=threads, precision=precision, share=shared)
+        if isinstance(runtime, str):
+            self._runtime, self._why = open_runtime(
+                bundle,
+                runtime,
+                threads=threads,
+                precision=precision,
+                share=shared,
+                corrections=self._corrections,
+                prompt_bytes=prompt_bytes,
+            )
+        else:
+            self._runtime, self._why = runtime, "given"
 
     @property
     def describe(self) -> str:
@@ -96,12 +116,26 @@ class Inspector:
         """Make a slot that another inspector made fit for this one."""
         self._runtime.fit(slot)
 
+    def stage(self, slot: Slot) -> None:
+        """Begin to bring a captured frame to where it is inspected; its owner calls it, in any thread."""
+        self._runtime.stage(slot)
+
+    @property
+    def caches(self) -> Mapping[str, CacheReport]:
+        """What the runtime's caches have done, by name."""
+        return self._runtime.caches
+
+    @property
+    def traffic(self) -> Traffic:
+        """What the runtime has copied between host and device."""
+        return self._runtime.traffic
+
     def inspect(self, slot: Slot) -> Inspection:
         """Fill the slot's `anomaly_map`, `mask`, `area` and `inspection`, and return the latter.
 
         A bad frame never raises: its verdict is `fault`, with the reason.
         """
-        slot.area = None
+        slot.area = slot.roi = slot.lens = None
         slot.inspection = self._inspect(slot)
         if slot.inspection.verdict is Verdict.FAULT:
             # What lies there is the last frame's, or nonsense.
@@ -113,7 +147,8 @@ class Inspector:
         if slot.meta.error is not None:
             return self.fault(slot.meta.error)
         try:
-            _require_contrast(slot.pixels)
+            roi = self._region(slot)
+            _require_contrast(slot, roi)
             outcome = self._runtime.run(slot, self.pixel_threshold)
         except FrameError as error:
             return self.fault(error.problem)
@@ -135,16 +170,28 @@ class Inspector:
         return inspection
 
     def _regions(self, slot: Slot) -> list[Region]:
-        height, width = slot.pixels.shape[:2]
         rule = self.calibration
         return find_regions(
             slot.mask,
             slot.anomaly_map,
-            (width, height),
+            slot.roi or Roi(0, 0, *reversed(slot.size)),
             rule.min_region_px if rule else 0,
             rule.pixel_size_mm if rule else None,
             slot.area,
         )
+
+    def _region(self, slot: Slot) -> Roi:
+        """Note in the slot what is inspected of its frame, and return it."""
+        height, width = slot.size
+        if not slot.pixels.size:
+            raise FrameError(f"the frame is empty (shape {slot.pixels.shape})")
+        if slot.corrected:
+            return Roi(0, 0, width, height)
+        slot.lens = self._corrections.lens
+        if self._corrections.roi is None:
+            return Roi(0, 0, width, height)
+        slot.roi = self._corrections.region(height, width)
+        return slot.roi
 
     def fault(self, reason: str) -> Inspection:
         """Return the inspection of a frame that could not be judged."""
@@ -159,6 +206,8 @@ class Inspector:
             height, width = image.shape[:2]
             slot.shape_pixels(height, width, PixelFormat.BGR8)[:] = image
             slot.meta = FrameMeta(source=frame.name)
+            # They are what the model was shown, not what this camera sees.
+            slot.corrected = True
             inspection = self.inspect(slot)
             error = abs(inspection.score - frame.score) / max(abs(frame.score), 1e-6)
             if inspection.verdict is Verdict.FAULT:
@@ -191,7 +240,7 @@ class Inspector:
                 f"{self._bundle.path}: golden frame {worst.name} scores {worst.score:.5g} here, "
                 f"{worst.recorded:.5g} when it was recorded: {worst.error:.2%} apart, {golden.tolerance:.2%} accepted "
                 f"({self._runtime.describe})",
-                "use --precision f32, or export the run again with this release",
+                "on a CPU: --precision f32; on a GPU: edge-build --rebuild; or export the run again with this release",
             )
 
     def close(self) -> None:
@@ -205,22 +254,23 @@ class Inspector:
         self.close()
 
 
-def _require_contrast(pixels: U8) -> None:
+def _require_contrast(slot: Slot, roi: Roi) -> None:
     """Refuse a frame that shows nothing: a covered lens or a dead sensor must not pass as a good part."""
-    if not pixels.size:
-        raise FrameError(f"the frame is empty (shape {pixels.shape})")
-    rows, columns = (max(1, size // 32) for size in pixels.shape[:2])
+    kinds = samples(slot.pixels, slot.pixel_format, roi)
     # A coarse sample settles it for every ordinary frame; only a suspect is looked at whole.
-    if not _flat(pixels[::rows, ::columns]) or not _flat(pixels):
+    if not all(_flat(kind[:: max(1, len(kind) // 32), :: max(1, kind.shape[1] // 32)]) for kind in kinds):
         return
-    level = int(pixels.max())
-    what = "all black" if level <= NO_CONTRAST else f"of one colour (brightest sample {level})"
+    if not all(_flat(kind) for kind in kinds):
+        return
+    nv12 = slot.pixel_format is PixelFormat.NV12
+    level = int(kinds[0].max()) if nv12 else max(int(kind.max()) for kind in kinds)
+    black = _NV12_BLACK if nv12 else 0
+    what = "all black" if level <= black + NO_CONTRAST else f"of one colour (brightest sample {level})"
     raise FrameError(f"the frame is {what}: no contrast")
 
 
-def _flat(pixels: U8) -> bool:
-    channels = [pixels] if pixels.ndim == 2 else [pixels[..., index] for index in range(pixels.shape[2])]
-    return all(int(channel.max()) - int(channel.min()) <= NO_CONTRAST for channel in channels)
+def _flat(kind: U8) -> bool:
+    return int(kind.max()) - int(kind.min()) <= NO_CONTRAST
 
 
 def _digest(calibration: Calibration) -> str:

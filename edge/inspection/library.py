@@ -20,9 +20,12 @@ import edge.inspection
 from edge.errors import RuntimeUnavailableError
 
 LIBRARY = "libredi_kernels.so"
-_ABI = 2
+_ABI = 4
 #: Constants of the kernels that the tables depend on.
-PREPARE_SAMPLES, PREPARE_COLUMNS, HOG_STRIP, HOG_ORIENTATIONS, GROUP = 4096, 512, 256, 18, 32
+PREPARE_SAMPLES, PREPARE_COLUMNS, PREPARE_PLANE, HOG_STRIP, HOG_ORIENTATIONS = 4096, 512, 680, 256, 18
+GROUP, GATHER_STRIP = 32, 2048
+#: How a frame's bytes lie.
+COLOUR, MONO, NV12, BAYER = range(4)
 _HINT = "build it: pip install . (or: pip install --no-build-isolation -e .) with a C++ compiler present"
 
 
@@ -43,6 +46,22 @@ class Colour(ctypes.Structure):
     )
 
 
+class LensTerms(ctypes.Structure):
+    """A lens, in the terms of `edge.manifest.Lens`."""
+
+    _fields_ = tuple((name, ctypes.c_float) for name in ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3"))
+
+
+class Frame(ctypes.Structure):
+    """The frame that the taps point into, and how it is corrected."""
+
+    _fields_ = (
+        ("gain", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("height", "width", "red", "bent")),
+        ("lens", LensTerms),
+    )
+
+
 class PrepareTables(ctypes.Structure):
     """All that `redi_prepare` needs for one frame size."""
 
@@ -50,7 +69,8 @@ class PrepareTables(ctypes.Structure):
         ("rows", Axis),
         ("columns", Axis),
         ("colour", Colour),
-        *((name, ctypes.c_int32) for name in ("channels", "height", "width", "strip")),
+        ("frame", Frame),
+        *((name, ctypes.c_int32) for name in ("layout", "height", "width", "strip")),
     )
 
 
@@ -103,9 +123,9 @@ class ComparisonResult(ctypes.Structure):
 
 #: In the order of `LAYOUT` in `kernels/host.cpp`.
 _LAYOUT = (
-    *map(ctypes.sizeof, (Axis, Colour, PrepareTables, HogTables, ScaleTables, CompareTables)),
+    *map(ctypes.sizeof, (Axis, Colour, Frame, PrepareTables, HogTables, ScaleTables, CompareTables)),
     *map(ctypes.sizeof, (CanvasTables, AreaBounds, ComparisonResult)),
-    *(PREPARE_SAMPLES, PREPARE_COLUMNS, HOG_STRIP, HOG_ORIENTATIONS, GROUP),
+    *(PREPARE_SAMPLES, PREPARE_COLUMNS, PREPARE_PLANE, HOG_STRIP, HOG_ORIENTATIONS, GROUP, GATHER_STRIP),
 )
 
 _pointer, _int, _float = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
@@ -114,6 +134,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "redi_hog": (_pointer, _pointer, _pointer),
     "redi_descriptor": (_pointer, _pointer, _pointer),
     "redi_nearest": (_pointer, _pointer, _int, _int, _pointer, _pointer),
+    "redi_gather": (_pointer, _pointer, _int, _pointer),
     "redi_compare": (_pointer, _pointer, _pointer, _float, _pointer, _pointer, _pointer),
     "redi_compare_tile": (_pointer, _pointer, _pointer, _pointer, _pointer, _int, _pointer),
     "redi_finish_map": (_pointer, _pointer, _float, _pointer, _pointer, _pointer),

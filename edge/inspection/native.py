@@ -12,20 +12,29 @@ import ctypes
 import threading
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from edge.errors import BundleMismatchError, FrameError
-from edge.frames import F32, MAX_SIDE, U8, PixelFormat, aligned_f32
+from edge.frames import F32, MAX_SIDE, U8, Area, PixelFormat, Roi, aligned_f32
 from edge.inspection.canvas import Canvas
 from edge.inspection.compare import Comparer, Comparison
+from edge.inspection.corrections import NOTHING, Corrections
 from edge.inspection.library import (
+    BAYER,
+    COLOUR,
     HOG_ORIENTATIONS,
     HOG_STRIP,
+    MONO,
+    NV12,
     PREPARE_COLUMNS,
+    PREPARE_PLANE,
     PREPARE_SAMPLES,
     Axis,
     Colour,
+    Frame,
     HogTables,
+    LensTerms,
     PrepareTables,
     address,
     choose_isa,
@@ -33,7 +42,7 @@ from edge.inspection.library import (
     kernel_function,
     output_address,
 )
-from edge.inspection.taps import Taps
+from edge.inspection.taps import Taps, shifted
 from edge.manifest import ONE_TILE, CanvasSpec, InputSpec, MapSpec
 
 __all__ = ["Comparer", "Comparison", "Preprocessor", "choose_isa", "isas", "nearest"]
@@ -42,11 +51,18 @@ __all__ = ["Comparer", "Comparison", "Preprocessor", "choose_isa", "isas", "near
 _KEPT_SIZES = 8
 
 
-class _Frame(NamedTuple):
-    """The tables of one frame size: `tiles` point into `kept`."""
+class FrameTables(NamedTuple):
+    """The tables of one frame size and format, one for each tile; they point into `kept`.
+
+    Attributes:
+        area: where what is inspected of the frame lies on the canvas.
+        region: what is inspected of the frame.
+    """
 
     tiles: tuple[PrepareTables, ...]
     kept: tuple[Taps, Taps]
+    area: Area
+    region: Roi
 
 
 def _axis(taps: Taps, begin: int) -> Axis:
@@ -58,9 +74,12 @@ class Preprocessor:
     """The work before the network: camera bytes → network input `X`, HOG map `H` and its descriptor.
 
     HOG is made whatever the kind of `map_spec`: every other map is made by the network itself, from `X`.
-    Each tile of the frame's canvas is a network input; by default there is one, the frame itself.
+    Each tile of the frame's canvas is a network input; by default there is one, the frame itself.  `corrections` are
+    made on the way: of the frame as a colour image, each pixel is multiplied by its gain, then the lens's distortion is
+    taken out, then the region of interest is cut out, then it is resized.
     `grey`, float32 `(height, width)`, levels 0–1, and `cells`, float32 `map_shape`, the un-normalised cell means, are
-    views of the scratch memory and hold the last tile's values.
+    views of the scratch memory and hold the last tile's values.  `hog_tables` are what the map's kernels are told, for
+    runtimes that launch them elsewhere; their pointers lie in the arrays `kept`.
 
     Raises:
         BundleMismatchError: the kernels cannot serve these specifications.
@@ -74,8 +93,10 @@ class Preprocessor:
         canvas_spec: CanvasSpec = ONE_TILE,
         *,
         isa: str | None = None,
+        corrections: Corrections = NOTHING,
     ) -> None:
         self.isa = choose_isa(isa)
+        self.corrections = corrections
         self.input_spec = input_spec
         self.canvas = Canvas(input_spec, canvas_spec)
         height, width = input_spec.height, input_spec.width
@@ -89,40 +110,53 @@ class Preprocessor:
         self.grey: F32 = padded[16:-16].reshape(height, width)
         self.cells: F32 = aligned_f32(*self.map_shape)
         angle = (np.arange(n) + 0.5) * np.pi / n
-        self._kept = (
+        self.kept = (
             np.concatenate([np.cos(angle), np.sin(angle)]).astype(np.float32),
             aligned_f32(high + 1, wide + 1),
             aligned_f32(high + 1, wide + 1),
+            self.cells,
         )
-        direction, first, second = (array.ctypes.data for array in self._kept)
-        self._hog = HogTables(
+        direction, first, second = (array.ctypes.data for array in self.kept[:3])
+        self.hog_tables = HogTables(
             height, width, cell, n, pool, float(np.cos(np.pi / n)), map_spec.epsilon, map_spec.clip,
             direction, self.cells.ctypes.data, first, second,
         )  # fmt: skip
-        self._hog_address = ctypes.addressof(self._hog)
+        self._hog_address = ctypes.addressof(self.hog_tables)
         self._grey_address = self.grey.ctypes.data
-        self._frames: dict[tuple[tuple[int, ...], PixelFormat], _Frame] = {}
+        self._frames: dict[tuple[tuple[int, ...], PixelFormat, bool], FrameTables] = {}
         self._run_prepare = kernel_function("redi_prepare", self.isa)
         self._run_hog = kernel_function("redi_hog", self.isa)
         self._run_descriptor = kernel_function("redi_descriptor", self.isa)
 
-    def __call__(self, pixels: U8, pixel_format: PixelFormat, x: F32, h: F32, descriptor: F32, tile: int = 0) -> None:
+    def __call__(
+        self,
+        pixels: U8,
+        pixel_format: PixelFormat,
+        x: F32,
+        h: F32,
+        descriptor: F32,
+        tile: int = 0,
+        *,
+        corrected: bool = False,
+    ) -> None:
         """Fill `x` `(3, height, width)`, `h` `map_shape` and `descriptor` `(descriptor_size,)` from a frame's tile.
 
         Args:
-            pixels: uint8 `(rows, columns)` for mono8, else `(rows, columns, 3)`; rows may lie apart (a view of a larger
-                buffer), pixels within a row may not.
+            pixels: uint8, of its format's shape; rows may lie apart (a view of a larger buffer), pixels within a row
+                may not.
             pixel_format: layout of `pixels`.
             x: the network input.
             h: histograms of oriented gradients, L2-Hys normalised, 0–1.
             descriptor: `h` pooled and scaled to unit length; all zeros for a tile without any gradient.
             tile: its number, row by row from 0.
+            corrected: the corrections are not for this frame.
 
         Raises:
-            FrameError: the frame is empty, too large, or not of its format's shape and type.
+            FrameError: the frame is empty, too large, not of its format's shape and type, or not what the corrections
+                are for.
             ValueError: an output has the wrong type or shape.
         """
-        self.prepare(pixels, pixel_format, x, tile)
+        self.prepare(pixels, pixel_format, x, tile, corrected=corrected)
         self.describe(h, descriptor)
 
     def describe(self, h: F32, descriptor: F32) -> None:
@@ -131,41 +165,51 @@ class Preprocessor:
         out = output_address(descriptor, np.float32, (self.descriptor_size,), "descriptor")
         self._run_descriptor(self._hog_address, h.ctypes.data, out)
 
-    def prepare(self, pixels: U8, pixel_format: PixelFormat, x: F32, tile: int = 0) -> None:
+    def prepare(self, pixels: U8, pixel_format: PixelFormat, x: F32, tile: int = 0, *, corrected: bool = False) -> None:
         """Fill `x` and `self.grey` from a frame's tile; see `__call__`."""
-        frame = self._frames.get((pixels.shape, pixel_format)) or self._make_tables(pixels.shape, pixel_format)
-        if pixels.dtype != np.uint8:
-            raise FrameError(f"a frame of {pixels.dtype} samples, uint8 is needed", "configure the camera for 8 bits")
-        channels = pixel_format.channels
-        if (channels > 1 and pixels.strides[2] != 1) or (pixels.strides[1] != channels and pixels.shape[1] > 1):
-            raise FrameError(f"a frame whose rows are not contiguous: strides {pixels.strides}")
+        frame = self.tables(pixels, pixel_format, corrected=corrected)
         shape = (3, self.input_spec.height, self.input_spec.width)
         out = output_address(x, np.float32, shape, "x")
         tables = ctypes.addressof(frame.tiles[tile])
         self._run_prepare(tables, pixels.ctypes.data, pixels.strides[0], out, self._grey_address)
 
+    def tables(self, pixels: U8, pixel_format: PixelFormat, *, corrected: bool = False) -> FrameTables:
+        """Return the tables for a frame like this one, made at the first of its kind; a few kinds are kept.
+
+        Raises:
+            FrameError: see `__call__`.
+        """
+        key = (pixels.shape, pixel_format, corrected)
+        frame = self._frames.get(key)
+        if frame is None:
+            frame = self._make_tables(pixels.shape, pixel_format, NOTHING if corrected else self.corrections)
+            if len(self._frames) >= _KEPT_SIZES:
+                self._frames.pop(next(iter(self._frames)))
+            self._frames[key] = frame
+        if pixels.dtype != np.uint8:
+            raise FrameError(f"a frame of {pixels.dtype} samples, uint8 is needed", "configure the camera for 8 bits")
+        channels = pixel_format.channels
+        if (channels > 1 and pixels.strides[2] != 1) or (pixels.strides[1] != channels and pixels.shape[1] > 1):
+            raise FrameError(f"a frame whose rows are not contiguous: strides {pixels.strides}")
+        return frame
+
     def hog(self, h: F32) -> None:
         """Fill `h`, float32 `map_shape`, and `self.cells` from `self.grey`."""
         self._run_hog(self._hog_address, self._grey_address, output_address(h, np.float32, self.map_shape, "h"))
 
-    def _make_tables(self, shape: tuple[int, ...], pixel_format: PixelFormat) -> _Frame:
-        channels = pixel_format.channels
-        if len(shape) != (2 if channels == 1 else 3) or shape[2:] not in ((), (channels,)):
-            raise FrameError(f"a frame of shape {shape} is not {pixel_format.value}", "check the camera's pixel format")
-        if not (0 < shape[0] <= MAX_SIDE and 0 < shape[1] <= MAX_SIDE):
-            raise FrameError(f"a frame of {shape[1]} x {shape[0]} pixels, 1 to {MAX_SIDE} a side are possible")
+    def _make_tables(self, shape: tuple[int, ...], pixel_format: PixelFormat, corrections: Corrections) -> FrameTables:
+        height, width = pixel_format.size(shape)
+        if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+            raise FrameError(f"a frame of {width} x {height} pixels, 1 to {MAX_SIDE} a side are possible")
+        region = corrections.region(height, width)
+        gain = corrections.flat_field
+        layout = _layout(pixel_format)
         spec = self.input_spec
-        rows, columns = self.canvas.taps(*shape[:2])
-        # A tile's tables are those of the canvas from its corner on.
-        strip = min(spec.width, PREPARE_COLUMNS)
-        taps = columns.weight.shape[1]
-        while any(
-            (columns.start[left + min(at + strip, spec.width) - 1] + taps - columns.start[left + at]) * channels
-            > PREPARE_SAMPLES
-            for left in {left for _, left in self.canvas.corners}
-            for at in range(0, spec.width, strip)
-        ):
-            strip = (strip + 1) // 2
+        rows, columns = self.canvas.taps(region.height, region.width)
+        rows, columns = shifted(rows, region.y), shifted(columns, region.x)
+        interleaved = layout in (COLOUR, MONO) and gain is None and corrections.lens is None
+        limit = PREPARE_SAMPLES // pixel_format.channels if interleaved else PREPARE_PLANE
+        strip = self._strip(columns, limit)
         blue_first = pixel_format is PixelFormat.BGR8
         plane = np.array([0, 1, 2] if blue_first == (spec.order == "bgr") else [2, 1, 0])
         mean, std = np.array(spec.mean)[plane], np.array(spec.std)[plane]
@@ -175,14 +219,37 @@ class Preprocessor:
             (ctypes.c_float * 3)(*(-mean / std)),
             blue_first,
         )
-        if len(self._frames) >= _KEPT_SIZES:
-            self._frames.pop(next(iter(self._frames)))
+        red = max(0, pixel_format.bayer.find("r"))
+        lens = corrections.lens
+        terms = LensTerms() if lens is None else LensTerms(*msgspec.structs.astuple(lens))
+        frame = Frame(None if gain is None else gain.ctypes.data, height, width, red, lens is not None, terms)
         tiles = tuple(
-            PrepareTables(_axis(rows, top), _axis(columns, left), colour, channels, spec.height, spec.width, strip)
+            PrepareTables(_axis(rows, top), _axis(columns, left), colour, frame, layout, spec.height, spec.width, strip)
             for top, left in self.canvas.corners
         )
-        self._frames[shape, pixel_format] = frame = _Frame(tiles, (rows, columns))
-        return frame
+        return FrameTables(tiles, (rows, columns), self.canvas.area(region.height, region.width), region)
+
+    def _strip(self, columns: Taps, limit: int) -> int:
+        """Return how many output columns a block makes, of at most `limit` pixels of a source row."""
+        width = self.input_spec.width
+        # A tile's tables are those of the canvas from its corner on.
+        strip = min(width, PREPARE_COLUMNS)
+        taps = columns.weight.shape[1]
+        while any(
+            columns.start[left + min(at + strip, width) - 1] + taps - columns.start[left + at] > limit
+            for left in {left for _, left in self.canvas.corners}
+            for at in range(0, width, strip)
+        ):
+            strip = (strip + 1) // 2
+        return strip
+
+
+def _layout(pixel_format: PixelFormat) -> int:
+    if pixel_format.bayer:
+        return BAYER
+    if pixel_format is PixelFormat.NV12:
+        return NV12
+    return MONO if pixel_format is PixelFormat.MONO8 else COLOUR
 
 
 def _check_specs(inputs: InputSpec, maps: MapSpec) -> None:

@@ -8,7 +8,7 @@ another, already made view of the bank: a pointer moves, no data does.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter_ns
@@ -18,10 +18,11 @@ import openvino as ov
 
 from edge.bundle import CORE, Bundle
 from edge.errors import BundleError, BundleMismatchError, RuntimeUnavailableError, UsageError
-from edge.frames import F32, U8, Slot, aligned_bytes, aligned_f32
+from edge.frames import F32, U8, Slot, aligned_bytes, aligned_f32, frame_memory
+from edge.inspection.corrections import NOTHING, Corrections
 from edge.inspection.native import Comparer, Preprocessor
 from edge.inspection.prompts import PromptBank
-from edge.inspection.runtime import Outcome
+from edge.inspection.runtime import CacheReport, Outcome, Traffic, model_digests
 from edge.machine import physical_cores
 
 #: Arithmetic of the core, by its name on the command line.
@@ -52,6 +53,7 @@ class PortableRuntime:
         threads: of the core; default: the physical cores that this process may use.
         precision: `f32`, the same numbers on every CPU, or `bf16` where the CPU has it: faster, scores move a little.
         share: another runtime, whose compiled graph and prompt bank are used where they are the same model's.
+        corrections: made of every frame that is not corrected already.
 
     Raises:
         BundleError: the graph cannot be read.
@@ -66,6 +68,7 @@ class PortableRuntime:
         threads: int | None = None,
         precision: str = "f32",
         share: PortableRuntime | None = None,
+        corrections: Corrections = NOTHING,
     ) -> None:
         spec = bundle.manifest.model
         if precision not in PRECISIONS:
@@ -73,7 +76,7 @@ class PortableRuntime:
         if threads is not None and not 1 <= threads <= _MAX_THREADS:
             raise UsageError(f"{threads} threads", f"1 to {_MAX_THREADS} are possible")
         height, width = spec.input.height, spec.input.width
-        self._preprocess = Preprocessor(spec.input, spec.map, spec.canvas)
+        self._preprocess = Preprocessor(spec.input, spec.map, spec.canvas, corrections=corrections)
         self._compare = Comparer(spec.compare, height, width, spec.canvas)
         self._descriptor = aligned_f32(self._preprocess.descriptor_size)
         # With the batch axis that the graph has; the kernels take the arrays without it.
@@ -91,7 +94,7 @@ class PortableRuntime:
         self._fx = [self._outputs[f"fx_{level}"][0] for level in levels]
         self._fy = [self._outputs[f"fy_{level}"][0] for level in levels]
 
-        key = (*_digests(bundle), threads or physical_cores(), precision)
+        key = (*model_digests(bundle), threads or physical_cores(), precision)
         shared = share is not None and share._model.key == key
         self._model: _Model = (
             share._model if share and shared else self._load(bundle, key, threads or physical_cores(), precision)
@@ -141,12 +144,25 @@ class PortableRuntime:
 
     def make_slots(self, count: int, frame_bytes: int) -> list[Slot]:
         """Allocate frame slots: plain memory, for here the slot is what the kernels read."""
-        return [Slot(index, aligned_bytes(frame_bytes), *self._results()) for index in range(count)]
+        return [Slot(index, frame_memory(frame_bytes), *self._results()) for index in range(count)]
 
     def fit(self, slot: Slot) -> None:
         """Give a slot that was made for another model the arrays that this one fills; nothing where it has them."""
         if slot.anomaly_map.shape != self._compare.shape:
             slot.anomaly_map, slot.mask = self._results()
+
+    def stage(self, slot: Slot) -> None:
+        """Do nothing: the pixels are where they are inspected."""
+
+    @property
+    def caches(self) -> Mapping[str, CacheReport]:
+        """None: a prompt is read where the bundle's file is mapped."""
+        return {}
+
+    @property
+    def traffic(self) -> Traffic:
+        """None: there is no other memory to copy to."""
+        return Traffic()
 
     def _results(self) -> tuple[F32, U8]:
         height, width = self._compare.shape
@@ -158,8 +174,8 @@ class PortableRuntime:
         Raises:
             FrameError: the frame cannot be used (size zero, wrong channel count).
         """
-        canvas = self._preprocess.canvas
-        first, last = -1, canvas.spec.tiles - 1
+        tables = self._preprocess.tables(slot.pixels, slot.pixel_format, corrected=slot.corrected)
+        first, last = -1, len(tables.tiles) - 1
         before_ns = core_ns = after_ns = 0
         start = perf_counter_ns()
         for tile in range(last + 1):
@@ -172,7 +188,7 @@ class PortableRuntime:
             if tile < last:
                 self._compare.add(tile, self._fx, self._fy, slot.anomaly_map)
             else:
-                slot.area = canvas.area(*slot.pixels.shape[:2])
+                slot.area = tables.area
                 found = self._compare.finish(
                     self._fx, self._fy, slot.area, pixel_threshold, slot.anomaly_map, slot.mask
                 )
@@ -186,7 +202,15 @@ class PortableRuntime:
 
     def _before(self, slot: Slot, tile: int) -> None:
         """Turn one tile of the slot's pixels into the core's inputs and choose its prompt."""
-        self._preprocess(slot.pixels, slot.pixel_format, self._x, self._h, self._descriptor, tile)
+        self._preprocess(
+            slot.pixels,
+            slot.pixel_format,
+            self._x,
+            self._h,
+            self._descriptor,
+            tile,
+            corrected=slot.corrected,
+        )
         if self._bank:
             prompt = self._bank.choose(self._descriptor)
             if prompt != self._prompt:
@@ -208,13 +232,6 @@ def openvino_core() -> ov.Core:
     in whatever thread that is: the next signal in the first thread would then end the process.
     """
     return ov.Core()
-
-
-def _digests(bundle: Bundle) -> tuple[str, ...]:
-    """Return what the compiled graph and the bank are made of."""
-    return tuple(
-        member.sha256 for name, member in sorted(bundle.members.items()) if name == CORE or name.startswith("prompts/")
-    )
 
 
 def core_settings(threads: int, precision: str) -> dict[str, Any]:

@@ -57,6 +57,11 @@ def padded(taps: Taps, before: int, after: int) -> Taps:
     return Taps(start, np.ascontiguousarray(np.pad(taps.weight, (around, (0, 0)), mode="edge")))
 
 
+def shifted(taps: Taps, by: int) -> Taps:
+    """Return `taps` for a source that begins `by` samples before the one that they were made for."""
+    return Taps(taps.start + np.int32(by), taps.weight) if by else taps
+
+
 def feather(side: int, count: int, overlap: int) -> NDArray[np.float32]:
     """Return the share of each position of each of `count` tiles in a row, `(count, side)`, 0 to 1.
 

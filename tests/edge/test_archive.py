@@ -112,7 +112,17 @@ def test_what_is_kept_is_the_frame_and_its_event(tmp_path: Path, pixel_format: P
     assert picture.name.startswith("20261122T120007.000000000Z-")
     assert picture.name.endswith("-7-ng.png")
     shown = cv2.imread(str(picture), cv2.IMREAD_UNCHANGED)
-    assert np.array_equal(shown[..., ::-1] if pixel_format is PixelFormat.RGB8 else shown, original)
+    # OpenCV names a mosaic by its second row and column.
+    to_bgr = {
+        PixelFormat.RGB8: cv2.COLOR_RGB2BGR,
+        PixelFormat.NV12: cv2.COLOR_YUV2BGR_NV12,
+        PixelFormat.BAYER_RGGB: cv2.COLOR_BayerBG2BGR,
+        PixelFormat.BAYER_BGGR: cv2.COLOR_BayerRG2BGR,
+        PixelFormat.BAYER_GRBG: cv2.COLOR_BayerGB2BGR,
+        PixelFormat.BAYER_GBRG: cv2.COLOR_BayerGR2BGR,
+    }
+    seen = cv2.cvtColor(original, to_bgr[pixel_format]) if pixel_format in to_bgr else original
+    assert np.array_equal(shown, seen)
     told = json.loads(picture.with_suffix(".json").read_text())
     assert (told["seq"], told["verdict"], told["mask"]) == (7, "ng", "mask")
     assert archive.counters("cam0") == {"archived": 1, "archive_dropped": 0, "archive_state": 0}

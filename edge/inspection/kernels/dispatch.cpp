@@ -3,7 +3,7 @@
 #define API extern "C" __attribute__((visibility("default")))
 
 // Raised whenever a structure or signature in host.cpp changes, together with its mirror in library.py.
-constexpr int REDI_ABI = 2;
+constexpr int REDI_ABI = 4;
 
 API int redi_abi() { return REDI_ABI; }
 

@@ -7,6 +7,7 @@
 #include "hog.cu"
 #include "nearest.cu"
 #include "prepare.cu"
+#include "prompts.cu"
 
 #define JOIN_(name, isa) name##_##isa
 #define JOIN(name, isa) JOIN_(name, isa)
@@ -17,7 +18,8 @@ namespace {
 struct PrepareTables {
   Axis rows, columns;
   Colour colour;
-  int32_t channels, height, width, strip;
+  Frame frame;
+  int32_t layout, height, width, strip;
 };
 
 struct HogTables {
@@ -74,10 +76,11 @@ inline __attribute__((always_inline)) void spread_distances(const CompareTables*
 }
 
 constexpr int64_t LAYOUT[] = {
-    sizeof(Axis),        sizeof(Colour),        sizeof(PrepareTables), sizeof(HogTables),
-    sizeof(ScaleTables), sizeof(CompareTables), sizeof(CanvasTables),  sizeof(Area),
-    sizeof(Comparison),  PREPARE_SAMPLES,       PREPARE_COLUMNS,       HOG_STRIP,
-    HOG_ORIENTATIONS,    GROUP,
+    sizeof(Axis),      sizeof(Colour),      sizeof(Frame),         sizeof(PrepareTables),
+    sizeof(HogTables), sizeof(ScaleTables), sizeof(CompareTables), sizeof(CanvasTables),
+    sizeof(Area),      sizeof(Comparison),  PREPARE_SAMPLES,       PREPARE_COLUMNS,
+    PREPARE_PLANE,     HOG_STRIP,           HOG_ORIENTATIONS,      GROUP,
+    GATHER_STRIP,
 };
 
 }  // namespace
@@ -91,8 +94,25 @@ extern "C" __attribute__((visibility("default"))) int JOIN(redi_layout, REDI_ISA
 
 API(redi_prepare)(const PrepareTables* p, const uint8_t* pixels, int64_t stride, float* x, float* grey) {
   const int blocks = p->height * divided_up(p->width, p->strip);
-  launch(p->channels == 1 ? prepare_mono : prepare_colour, blocks, pixels, stride, p->rows, p->columns, p->colour,
-         p->height, p->width, p->strip, x, grey);
+  const auto run = [=](auto kernel) __attribute__((always_inline)) {
+    launch(kernel, blocks, pixels, stride, p->rows, p->columns, p->colour, p->frame, p->height, p->width, p->strip, x,
+           grey);
+  };
+  const bool flat = p->frame.gain != nullptr;
+  if (p->frame.bent) {
+    switch (p->layout) {
+      case MONO: return run(prepare_straight_mono);
+      case NV12: return run(prepare_straight_nv12);
+      case BAYER: return run(prepare_straight_bayer);
+      default: return run(prepare_straight_colour);
+    }
+  }
+  switch (p->layout) {
+    case MONO: flat ? run(prepare_flat_mono) : run(prepare_mono); break;
+    case NV12: flat ? run(prepare_flat_nv12) : run(prepare_nv12); break;
+    case BAYER: flat ? run(prepare_flat_bayer) : run(prepare_bayer); break;
+    default: flat ? run(prepare_flat_colour) : run(prepare_colour);
+  }
 }
 
 API(redi_hog)(const HogTables* p, const float* grey, float* h) {
@@ -112,6 +132,10 @@ API(redi_descriptor)(const HogTables* p, const float* h, float* descriptor) {
 API(redi_nearest)(const float* descriptor, const float* bank, int entries, int size, float* similarity, int* best) {
   launch(bank_similarity, entries, descriptor, bank, size, similarity);
   launch(bank_nearest, 1, similarity, entries, best);
+}
+
+API(redi_gather)(const int32_t* chosen, const uint64_t* table, int size, float* to) {
+  launch(gather_prompt, divided_up(size, GATHER_STRIP), chosen, table, size, to);
 }
 
 API(redi_compare)(const CompareTables* p, const float* const* fx, const float* const* fy, float threshold, float* map,

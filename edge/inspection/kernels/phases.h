@@ -19,9 +19,19 @@
 // Floating-point sums are written in one fixed order, so that every instruction set gives the same bits.
 #pragma once
 
+#ifdef __CUDACC_RTC__
+// The run-time compiler has no headers: the functions are built in, the types are not.
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using int32_t = int;
+using uint32_t = unsigned int;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+#else
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#endif
 
 #ifdef __CUDACC__
 

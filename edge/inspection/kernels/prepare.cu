@@ -3,12 +3,11 @@
 // A block makes `strip` output columns of one output row.  It adds up the weighted source rows into SHARED floats,
 // then the weighted source columns.  The weights of each axis (box where it shrinks, bilinear where it grows) are
 // tables computed once per frame size; they are non-negative and sum to 1 for every output.
-#include "phases.h"
-
-// Samples of one source row segment that a block can hold: 16 KiB, so that it stays in a CPU's first-level cache.
-constexpr int PREPARE_SAMPLES = 4096;
-// The most output columns that a block can hold.
-constexpr int PREPARE_COLUMNS = 512;
+//
+// What is resized is always a colour image of real numbers: interleaved samples as they are, NV12 converted, Bayer
+// demosaiced, each pixel multiplied by its gain where there is a flat field, then the lens's distortion taken out where
+// it is known.  That image is never stored.
+#include "frame.h"
 
 // Taps of the output positions along one axis: output o is the sum over t < taps of weight[o * taps + t] times source
 // start[o] + t.  Outputs that need fewer taps have zeros at either end, within the source.
@@ -53,9 +52,33 @@ DEVICE void add_columns(float* __restrict__ line, const float* __restrict__ sum,
   }
 }
 
-template <int CHANNELS>
+// The weighted rows' colours, interleaved: what add_columns reads.
+template <int LAYOUT, int CORRECTED>
+DEVICE void add_frame_rows(float* __restrict__ sum, const uint8_t* __restrict__ pixels, int64_t stride,
+                           Frame frame, int start, const float* __restrict__ weight, int from, int end, int first,
+                           int count) {
+  constexpr int CHANNELS = LAYOUT == MONO ? 1 : 3;
+  float* planes = sum + PREPARE_SAMPLES / 2;
+  for (int t = from; t < end; t++) {
+    if constexpr (CORRECTED == STRAIGHTENED) {
+      add_straight_row<LAYOUT>(planes, pixels, stride, frame, start + t, first, count, weight[t], t == from);
+    } else {
+      add_frame_row<LAYOUT, CORRECTED == FLATTENED>(planes, pixels, stride, frame, start + t, first, count, weight[t],
+                                                    t == from);
+    }
+  }
+  SYNC();
+  PHASE(i, count) {
+    const int at = CORRECTED != STRAIGHTENED && (LAYOUT == NV12 || LAYOUT == BAYER) ? split((first & 1) + i) : i;
+    UNROLL for (int c = 0; c < CHANNELS; c++) sum[i * CHANNELS + c] = planes[c * PLANE + at];
+  }
+}
+
+template <int LAYOUT, int CORRECTED>
 DEVICE void prepare(int block, const uint8_t* __restrict__ pixels, int64_t stride, Axis rows, Axis columns,
-                    Colour colour, int height, int width, int strip, float* __restrict__ x, float* __restrict__ grey) {
+                    Colour colour, Frame frame, int height, int width, int strip, float* __restrict__ x,
+                    float* __restrict__ grey) {
+  constexpr int CHANNELS = LAYOUT == MONO ? 1 : 3;
   SHARED(float, sum, PREPARE_SAMPLES + 4);
   SHARED(float, line, PREPARE_COLUMNS * 4);
   const int strips = (width + strip - 1) / strip;
@@ -67,13 +90,18 @@ DEVICE void prepare(int block, const uint8_t* __restrict__ pixels, int64_t strid
   int t = 0, end = rows.taps;
   while (weight[t] == 0.0f) t++;
   while (weight[end - 1] == 0.0f) end--;
-  const uint8_t* row = pixels + rows.start[y] * stride + first * CHANNELS;
-  for (bool fresh = true; t < end; fresh = false) {
-    const int k = end - t >= 4 ? 4 : end - t >= 2 ? 2 : 1;
-    if (k == 4) add_rows<4>(sum, row + t * stride, stride, weight + t, samples, fresh);
-    if (k == 2) add_rows<2>(sum, row + t * stride, stride, weight + t, samples, fresh);
-    if (k == 1) add_rows<1>(sum, row + t * stride, stride, weight + t, samples, fresh);
-    t += k;
+  if constexpr (CORRECTED != 0 || LAYOUT == NV12 || LAYOUT == BAYER) {
+    add_frame_rows<LAYOUT, CORRECTED>(sum, pixels, stride, frame, rows.start[y], weight, t, end, first,
+                                      samples / CHANNELS);
+  } else {
+    const uint8_t* row = pixels + rows.start[y] * stride + first * CHANNELS;
+    for (bool fresh = true; t < end; fresh = false) {
+      const int k = end - t >= 4 ? 4 : end - t >= 2 ? 2 : 1;
+      if (k == 4) add_rows<4>(sum, row + t * stride, stride, weight + t, samples, fresh);
+      if (k == 2) add_rows<2>(sum, row + t * stride, stride, weight + t, samples, fresh);
+      if (k == 1) add_rows<1>(sum, row + t * stride, stride, weight + t, samples, fresh);
+      t += k;
+    }
   }
   EACH(i, 4) sum[samples + i] = 0.0f;
   SYNC();
@@ -103,12 +131,64 @@ DEVICE void prepare(int block, const uint8_t* __restrict__ pixels, int64_t strid
   }
 }
 
-KERNEL(prepare_colour, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour, int height,
-       int width, int strip, float* x, float* grey) {
-  prepare<3>(BLOCK, pixels, stride, rows, columns, colour, height, width, strip, x, grey);
+KERNEL(prepare_colour, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour, Frame frame,
+       int height, int width, int strip, float* x, float* grey) {
+  prepare<COLOUR, 0>(BLOCK, pixels, stride, rows, columns, colour, frame, height, width, strip, x, grey);
 }
 
-KERNEL(prepare_mono, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour, int height,
-       int width, int strip, float* x, float* grey) {
-  prepare<1>(BLOCK, pixels, stride, rows, columns, colour, height, width, strip, x, grey);
+KERNEL(prepare_mono, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour, Frame frame,
+       int height, int width, int strip, float* x, float* grey) {
+  prepare<MONO, 0>(BLOCK, pixels, stride, rows, columns, colour, frame, height, width, strip, x, grey);
+}
+
+KERNEL(prepare_nv12, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour, Frame frame,
+       int height, int width, int strip, float* x, float* grey) {
+  prepare<NV12, 0>(BLOCK, pixels, stride, rows, columns, colour, frame, height, width, strip, x, grey);
+}
+
+KERNEL(prepare_bayer, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour, Frame frame,
+       int height, int width, int strip, float* x, float* grey) {
+  prepare<BAYER, 0>(BLOCK, pixels, stride, rows, columns, colour, frame, height, width, strip, x, grey);
+}
+
+// With a flat field.
+KERNEL(prepare_flat_colour, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour, Frame frame,
+       int height, int width, int strip, float* x, float* grey) {
+  prepare<COLOUR, FLATTENED>(BLOCK, pixels, stride, rows, columns, colour, frame, height, width, strip, x, grey);
+}
+
+KERNEL(prepare_flat_mono, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour, Frame frame,
+       int height, int width, int strip, float* x, float* grey) {
+  prepare<MONO, FLATTENED>(BLOCK, pixels, stride, rows, columns, colour, frame, height, width, strip, x, grey);
+}
+
+KERNEL(prepare_flat_nv12, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour, Frame frame,
+       int height, int width, int strip, float* x, float* grey) {
+  prepare<NV12, FLATTENED>(BLOCK, pixels, stride, rows, columns, colour, frame, height, width, strip, x, grey);
+}
+
+KERNEL(prepare_flat_bayer, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour, Frame frame,
+       int height, int width, int strip, float* x, float* grey) {
+  prepare<BAYER, FLATTENED>(BLOCK, pixels, stride, rows, columns, colour, frame, height, width, strip, x, grey);
+}
+
+// With a lens to be corrected.
+KERNEL(prepare_straight_colour, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour,
+       Frame frame, int height, int width, int strip, float* x, float* grey) {
+  prepare<COLOUR, STRAIGHTENED>(BLOCK, pixels, stride, rows, columns, colour, frame, height, width, strip, x, grey);
+}
+
+KERNEL(prepare_straight_mono, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour,
+       Frame frame, int height, int width, int strip, float* x, float* grey) {
+  prepare<MONO, STRAIGHTENED>(BLOCK, pixels, stride, rows, columns, colour, frame, height, width, strip, x, grey);
+}
+
+KERNEL(prepare_straight_nv12, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour,
+       Frame frame, int height, int width, int strip, float* x, float* grey) {
+  prepare<NV12, STRAIGHTENED>(BLOCK, pixels, stride, rows, columns, colour, frame, height, width, strip, x, grey);
+}
+
+KERNEL(prepare_straight_bayer, const uint8_t* pixels, int64_t stride, Axis rows, Axis columns, Colour colour,
+       Frame frame, int height, int width, int strip, float* x, float* grey) {
+  prepare<BAYER, STRAIGHTENED>(BLOCK, pixels, stride, rows, columns, colour, frame, height, width, strip, x, grey);
 }

@@ -11,6 +11,7 @@ import pytest
 from calib.commands.threshold import main
 from edge.bundle import Bundle, set_calibration
 from edge.keys import Kind, generate
+from edge.manifest import Lens
 from edge.signing import sign_bundle
 from tests.tiny_bundle import TinyBundle
 
@@ -174,7 +175,7 @@ def test_no_bundle(tmp_path, good, capsys):
 
 def test_a_model_exported_meanwhile_is_not_given_this_threshold(plan, good, monkeypatch, tiny):
     # What the file holds when the scores are there is not what they were made with.
-    def replaced(path, calibration, *, bundle_id):
+    def replaced(path, calibration, *, bundle_id, flat_field):
         set_calibration(path, calibration, bundle_id="0" * 16)
 
     before = plan.read_bytes()
@@ -198,3 +199,60 @@ def test_a_signed_bundle_loses_its_signature_and_says_so(plan, good, capsys):
     assert f"edge-bundle sign {plan}" in capsys.readouterr().err.replace("\n", "")
     with Bundle.open(plan) as bundle:
         assert bundle.signature is None
+
+
+def test_region_of_interest_and_flat_field_are_obeyed_and_kept(plan, good, photographs, tiny, tmp_path):
+    """Photographs of a dimly lit line, of which the model was shown one part, evenly lit."""
+    light = np.repeat([1, 0.5], [48, 48])[None, :, None]
+    for path in good.iterdir():
+        frame = np.full((120, 130, 3), 99, np.uint8)
+        frame[25:105, 20:116] = np.rint(cv2.imread(str(path)) * light)
+        cv2.imwrite(str(path), frame)
+    grey = tmp_path / "grey"
+    grey.mkdir()
+    surface = np.full((120, 130), 200, np.uint8)
+    surface[:, 20 + 48 : 20 + 96] = 100
+    cv2.imwrite(str(grey / "surface.png"), surface)
+    command = [str(plan), "--good", str(good), "--false-reject", "0.01"]
+    assert main([*command, "--roi", "20,25,96,80", "--flat-field", str(grey)]) == 0
+    with Bundle.open(plan) as bundle:
+        first = bundle.calibration
+    assert first.roi == (20, 25, 96, 80)
+    assert len(first.flat_field) == 64
+    expected = [tiny.score(tiny.product.good(100 + index))[0] for index in range(IMAGES)]
+    # Half the light shows half as many grey levels.
+    assert first.good_mean == pytest.approx(np.mean(expected), rel=0.05)
+    assert main(command) == 0
+    with Bundle.open(plan) as bundle:
+        assert (bundle.calibration.roi, bundle.calibration.flat_field) == (first.roi, first.flat_field)
+        assert bundle.calibration.good_mean == first.good_mean
+    plain = [str(plan), "--good", str(photographs), "--false-reject", "0.01", "--roi", "none", "--flat-field", "none"]
+    assert main(plain) == 0
+    with Bundle.open(plan) as bundle:
+        assert (bundle.calibration.roi, bundle.calibration.flat_field) == (None, "")
+        assert bundle.calibration.good_mean == pytest.approx(np.mean(expected), rel=2e-3)
+
+
+@pytest.mark.parametrize("roi", ["1,2,3", "1,2,0,4", "-1,2,3,4", "1,2,3,4,5", "all", "", "1.5,2,3,4"])
+def test_a_region_of_interest_that_is_none(plan, good, roi, capsys):
+    with pytest.raises(SystemExit):
+        main([str(plan), "--good", str(good), f"--roi={roi}"])
+    assert "X,Y,WIDTH,HEIGHT" in capsys.readouterr().err
+
+
+def test_a_lens_is_stored_kept_and_taken_away(plan, good):
+    command = [str(plan), "--good", str(good), "--false-reject", "0.01"]
+    assert main([*command, "--lens", "5000,5000,48,40,-0.2"]) == 0
+    assert main(command) == 0
+    with Bundle.open(plan) as bundle:
+        assert bundle.calibration.lens == Lens(5000.0, 5000.0, 48.0, 40.0, -0.2)
+    assert main([*command, "--lens", "none"]) == 0
+    with Bundle.open(plan) as bundle:
+        assert bundle.calibration.lens is None
+
+
+@pytest.mark.parametrize("lens", ["1,2,3", "0,1,2,3", "1,1,2,x", "1,1,2,3,4,5,6,7,8,9", "1,1,inf,3", ""])
+def test_a_lens_that_is_none(plan, good, lens, capsys):
+    with pytest.raises(SystemExit):
+        main([str(plan), "--good", str(good), f"--lens={lens}"])
+    assert "FX,FY,CX,CY" in capsys.readouterr().err

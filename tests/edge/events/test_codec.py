@@ -45,6 +45,7 @@ STATUS = Status(
     journal="ok",
 )
 TRIGGER = {
+    "roi": (100, 50, 700, 500),
     "part_id": "part 41",
     "encoder": -(1 << 63),
     "triggered_at_ns": 1_767_225_600_000_000_000,
@@ -124,6 +125,7 @@ events = st.builds(
     latency_ms=st.dictionaries(st.text(), numbers, max_size=3),
     skipped=int64,
     journal_id=st.text(),
+    roi=st.none() | st.just((0, 0, 0, 0)),
 )
 quick = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 
@@ -218,6 +220,9 @@ def test_a_newer_schema_says_what_to_do() -> None:
         changed(frame_size=[-1, 5]),
         changed(frame_size=[1, 2, 3]),
         changed(mask_size=[MAX_PIXELS, 2]),
+        changed(roi=[0, 0, 901, 600]),
+        changed(roi=[1, 1, 10, 600]),
+        changed(roi=[-1, 0, 10, 10]),
         changed(frame_size=[MAX_PIXELS, 2]),
         changed(regions=[{"bbox": [1, 2, 3]}]),
         changed(schema="1"),

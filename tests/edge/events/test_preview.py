@@ -69,8 +69,13 @@ def make_slot(height: int = 600, width: int = 900, pixel_format: PixelFormat = P
     """A frame of one colour, dark on the left, whose map is 1 on the right and 0 on the left."""
     made = Slot(0, np.zeros(0, np.uint8), np.zeros((8, 16), np.float32), np.zeros((8, 2), np.uint8))
     pixels = made.shape_pixels(height, width, pixel_format)
-    pixels[...] = 120 if pixel_format is PixelFormat.MONO8 else (200, 120, 40)
-    pixels[:, : width // 2] = 0
+    if pixel_format is PixelFormat.NV12:
+        # The luma and chroma of some blue.
+        pixels[:height], pixels[height:] = 120, np.tile([200, 90], width // 2)
+        pixels[:height, : width // 2], pixels[height:, : width // 2] = 16, 128
+    else:
+        pixels[...] = 120 if pixel_format.channels == 1 else (200, 120, 40)
+        pixels[:, : width // 2] = 0
     made.anomaly_map[:, 8:] = 1.0
     return made
 
@@ -128,9 +133,16 @@ def test_who_subscribes_sees_frame_map_and_verdict(
     frame, shown = message.frame_picture(), message.map_picture()
     assert frame is not None
     assert shown is not None
-    assert frame.shape == (214, 320, 3)
-    colour = {PixelFormat.MONO8: (120,) * 3, PixelFormat.BGR8: (200, 120, 40), PixelFormat.RGB8: (40, 120, 200)}
-    assert np.allclose(frame[100, 250], colour[pixel_format], atol=4)
+    # Where colours share 2 x 2 pixels, these stay together.
+    apart = pixel_format is PixelFormat.NV12 or pixel_format.bayer
+    assert frame.shape == (213 if apart else 214, 320, 3)
+    colour = {
+        PixelFormat.BGR8: (200, 120, 40),
+        PixelFormat.RGB8: (40, 120, 200),
+        # 1.164 (Y - 16) and 2.017 (U - 128); -0.392 (U - 128) - 0.813 (V - 128); 1.596 (V - 128)
+        PixelFormat.NV12: (255, 127, 60),
+    }
+    assert np.allclose(frame[100, 250], colour.get(pixel_format, (120,) * 3), atol=4)
     assert np.allclose(frame[100, 50], 0, atol=4)
     assert shown.shape == (8, 16)
     assert np.allclose(shown[4, 14], 127.5, atol=3)
