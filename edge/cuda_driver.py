@@ -48,7 +48,7 @@ def probe_driver(library: str = LIBRARY) -> Driver:
         cuda = ctypes.CDLL(library)
     except OSError as error:
         raise DriverError(f"cannot be loaded: {error}") from error
-    _call(cuda, "cuInit", ctypes.c_uint(0))
+    call(cuda, "cuInit", ctypes.c_uint(0))
     version = _integer(cuda, "cuDriverGetVersion")
     count = _integer(cuda, "cuDeviceGetCount")
     return Driver((version // 1000, version % 1000 // 10), tuple(_device(cuda, ordinal) for ordinal in range(count)))
@@ -57,9 +57,9 @@ def probe_driver(library: str = LIBRARY) -> Driver:
 def _device(cuda: ctypes.CDLL, ordinal: int) -> Device:
     handle = ctypes.c_int(_integer(cuda, "cuDeviceGet", ctypes.c_int(ordinal)))
     name = ctypes.create_string_buffer(_NAME_BYTES)
-    _call(cuda, "cuDeviceGetName", name, ctypes.c_int(_NAME_BYTES), handle)
+    call(cuda, "cuDeviceGetName", name, ctypes.c_int(_NAME_BYTES), handle)
     memory = ctypes.c_size_t()
-    _call(cuda, "cuDeviceTotalMem_v2", ctypes.byref(memory), handle)
+    call(cuda, "cuDeviceTotalMem_v2", ctypes.byref(memory), handle)
     major, minor, integrated = (
         _integer(cuda, "cuDeviceGetAttribute", ctypes.c_int(attribute), handle)
         for attribute in (_MAJOR, _MINOR, _INTEGRATED)
@@ -70,11 +70,16 @@ def _device(cuda: ctypes.CDLL, ordinal: int) -> Device:
 def _integer(cuda: ctypes.CDLL, function: str, *arguments: Any) -> int:
     """Call a function whose first argument is where it writes an int, and return that int."""
     value = ctypes.c_int()
-    _call(cuda, function, ctypes.byref(value), *arguments)
+    call(cuda, function, ctypes.byref(value), *arguments)
     return value.value
 
 
-def _call(cuda: ctypes.CDLL, function: str, *arguments: Any) -> None:
+def call(cuda: ctypes.CDLL, function: str, *arguments: Any) -> None:
+    """Call a function of the driver.
+
+    Raises:
+        DriverError: it is not there, or answers with an error; says which by the driver's name.
+    """
     try:
         code = getattr(cuda, function)(*arguments)
     except AttributeError as error:

@@ -9,6 +9,7 @@ EdgeError                        1   anything of ours not listed below
 │   └── FrameError               4   one bad frame: becomes a `fault` verdict, the line goes on
 ├── PublishError                 5   an endpoint that cannot be bound or connected
 ├── RuntimeUnavailableError      6   the asked-for runtime is not on this machine
+│   └── CudaError                6   the GPU or its driver refused or failed
 ├── DataError                    7   a data set or image folder that cannot be used
 ├── CalibrationError             8   a request that the good images cannot support
 ├── GoldenError                  9   the bundle's golden frames do not score as recorded
@@ -88,6 +89,10 @@ class RuntimeUnavailableError(EdgeError):
     """The asked-for runtime is not on this machine."""
 
     exit_code = 6
+
+
+class CudaError(RuntimeUnavailableError):
+    """The GPU or its driver refused or failed."""
 
 
 class DataError(EdgeError):
