@@ -33,6 +33,7 @@ from edge.validation import (
     descriptor_size,
     validate_array,
     validate_calibration,
+    validate_flat_field,
     validate_golden,
     validate_model,
 )
@@ -45,6 +46,10 @@ PROMPT_NAMES = "prompts/names.json"
 TRAINED = "trained.json"
 ENGINES = "engines/"
 SIGNATURE = "signature.json"
+FLAT_FIELD = "flat_field.npy"
+
+#: Members that may change while the model stays the same; engines may too.
+_OF_THE_STATION = (CALIBRATION, FLAT_FIELD, SIGNATURE)
 
 _ARRAY_HEADER_LIMIT = 1024
 _HINT = "copy it again from where it was made, or write it again with train-export"
@@ -63,7 +68,7 @@ class Bundle:
         calibration: the decision rule, None before `calib-threshold`.
         calibration_id: first 16 hex digits of the SHA-256 of `calibration.json`, "" where there is none.
         bundle_id: first 16 hex digits of a SHA-256 over the model's specs and all members but calibration,
-            engines and signature: a new threshold or engine leaves it as it is.
+            flat field, engines and signature: a new threshold or engine leaves it as it is.
         signature: who vouches for it, None where nobody does; checked by `edge.signing` alone.
         trained: pixel digests (`edge.images.pixel_digest`) of the training images, as far as known.
         prompt_names: where each prompt of the bank came from, in the bank's order.
@@ -83,6 +88,7 @@ class Bundle:
             self.calibration = self._decode(CALIBRATION, Calibration) if CALIBRATION in self.members else None
             if self.calibration is not None:
                 validate_calibration(self.calibration)
+            self._check_flat_field()
             self.signature = self._decode(SIGNATURE, Signature) if SIGNATURE in self.members else None
             self.trained = self._decode(TRAINED, frozenset[str]) if TRAINED in self.members else frozenset()
             self.prompt_names = self._check_prompts()
@@ -211,6 +217,15 @@ class Bundle:
                 raise ValueError(f"{member} is {array.dtype.name}, but must be {' or '.join(accepted)}")
         return names
 
+    def _check_flat_field(self) -> None:
+        wanted = self.calibration.flat_field if self.calibration is not None else ""
+        found = self.members[FLAT_FIELD].sha256 if FLAT_FIELD in self.members else ""
+        if wanted != found:
+            raise ValueError(f"{FLAT_FIELD} is {found or 'not there'}, the calibration's is {wanted or 'none'}")
+        if found:
+            array = self.array(FLAT_FIELD)
+            validate_flat_field(array.dtype.name, array.shape)
+
     def _check_golden_and_engines(self) -> None:
         for name in (CORE, *(f"golden/{frame.name}.png" for frame in self.golden.frames)):
             if name not in self.members:
@@ -225,13 +240,17 @@ class Bundle:
         model = json.loads(bytes(self._container.members[MANIFEST]))["model"]
         identity = hashlib.sha256(json.dumps(model, sort_keys=True).encode())
         for name, member in sorted(self.members.items()):
-            if name not in (CALIBRATION, SIGNATURE) and not name.startswith(ENGINES):
+            if name not in _OF_THE_STATION and not name.startswith(ENGINES):
                 identity.update(f"\0{name}\0{member.sha256}".encode())
         return identity.hexdigest()[:16]
 
 
 class _Version(msgspec.Struct):
     schema: int
+
+
+class _Corrected(msgspec.Struct):
+    flat_field: str = ""
 
 
 def write_bundle(
@@ -254,32 +273,46 @@ def write_bundle(
 
 
 def update_bundle(
-    path: Path | str, members: Mapping[str, bytes], engines: Mapping[str, EngineKey] | None = None
+    path: Path | str,
+    members: Mapping[str, bytes],
+    engines: Mapping[str, EngineKey] | None = None,
+    *,
+    out: Path | str | None = None,
 ) -> None:
-    """Add or replace the calibration, engines or the signature, atomically; the rest is copied as it is.
+    """Add or replace calibration, flat field, engines or signature, atomically; the rest is copied as it is.
 
     `engines` names the machine for each engine among `members`; other engines keep theirs.  A new calibration takes
-    the signature away, which was of the old one.
+    the signature away, which was of the old one, and a flat field that it does not name.  With `out`, that file is
+    written and the one at `path` stays.
 
     Raises:
         BundleError: the old file or the outcome is no valid bundle, or cannot be written.
         ValueError: a member other than those: a bundle's model never changes.
     """
     for name in members:
-        if name not in (CALIBRATION, SIGNATURE) and not name.startswith(ENGINES):
-            raise ValueError(f"{name}: only {CALIBRATION}, {SIGNATURE} and {ENGINES}… of a bundle may change")
+        if name not in _OF_THE_STATION and not name.startswith(ENGINES):
+            raise ValueError(f"{name}: only {', '.join(_OF_THE_STATION)} and {ENGINES}… of a bundle may change")
     with Bundle.open(path) as old:
         data: dict[str, bytes | memoryview] = {name: old.read(name) for name in old.members}
         if CALIBRATION in members:
             data.pop(SIGNATURE, None)
+            # What is none is refused below, with the file's name.
+            with suppress(msgspec.DecodeError):
+                if not msgspec.json.decode(members[CALIBRATION], type=_Corrected).flat_field:
+                    data.pop(FLAT_FIELD, None)
         manifest = msgspec.structs.replace(old.manifest, engines={**old.manifest.engines, **(engines or {})})
         # The specs as they stand in the file, even where this release knows more of them: they are what was signed.
-        _write(old.path, manifest, {**data, **members}, msgspec.json.decode(old.read(MANIFEST)))
+        target = old.path if out is None else Path(out)
+        _write(target, manifest, {**data, **members}, msgspec.json.decode(old.read(MANIFEST)))
         data.clear()
 
 
-def set_calibration(path: Path | str, calibration: Calibration, *, bundle_id: str = "") -> None:
+def set_calibration(
+    path: Path | str, calibration: Calibration, *, bundle_id: str = "", flat_field: NDArray[np.uint16] | None = None
+) -> None:
     """Store the decision rule in the bundle, atomically.
+
+    A `flat_field` is stored with it, and named by it; without, the one stays that `calibration` names.
 
     Raises:
         BundleError: as `update_bundle`, or the calibration's values make no sense.
@@ -292,7 +325,12 @@ def set_calibration(path: Path | str, calibration: Calibration, *, bundle_id: st
                     f"{path}: its model is now {bundle.bundle_id}, not {bundle_id}, which was calibrated",
                     "calibrate again",
                 )
-    update_bundle(path, {CALIBRATION: msgspec.json.encode(calibration)})
+    members = {}
+    if flat_field is not None:
+        members[FLAT_FIELD] = _array_bytes(FLAT_FIELD, flat_field)
+        digest = hashlib.sha256(members[FLAT_FIELD]).hexdigest()
+        calibration = msgspec.structs.replace(calibration, flat_field=digest)
+    update_bundle(path, {**members, CALIBRATION: msgspec.json.encode(calibration)})
 
 
 def _write(

@@ -23,8 +23,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from edge.cuda_driver import LIBRARY, DriverError, probe_driver
-from edge.errors import EdgeError
+from edge.cuda_driver import LIBRARY, Driver, DriverError, probe_driver
+from edge.errors import EdgeError, RuntimeUnavailableError
 from edge.events.endpoint import DEFAULT_ENDPOINT
 from edge.machine import (
     clock,
@@ -45,8 +45,7 @@ _TELLING_FLAGS = (
     *("sse2", "sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"),
     *("asimd", "asimdhp", "asimddp", "sve", "sve2", "bf16", "i8mm"),
 )
-_UNUSED = "nothing: this release does not use it yet"
-_NO_GPU = "nothing: the portable runtime needs no GPU, and this release has no other"
+_NO_GPU = "nothing: the portable runtime needs none"
 
 
 class State(str, Enum):
@@ -73,11 +72,13 @@ Check = Callable[[], Iterator[Finding]]
 def examine(engine: Path | None = None) -> list[Finding]:
     """Run every check, also on the bundle `engine` where one is given; a check that fails itself is a row."""
     checks: list[tuple[str, Check]] = [*_NEEDED]
+    others = [*_CHECKS]
     if engine is not None:
         checks.append(("bundle", lambda: check_bundle(engine)))
+        others.append(("engine", lambda: check_engine(engine)))
     needed = len(checks)
     findings: list[Finding] = []
-    for number, (name, check) in enumerate([*checks, *_CHECKS]):
+    for number, (name, check) in enumerate([*checks, *others]):
         try:
             findings.extend(check())
         except Exception as error:  # noqa: BLE001  the remaining checks are worth as much as this one
@@ -187,26 +188,57 @@ _PACKAGES: tuple[tuple[str, str, str, _Describe], ...] = (
 
 
 def check_gpu(library: str = LIBRARY) -> Iterator[Finding]:
-    """The NVIDIA driver and its devices, and what GPU programs are built with."""
+    """The NVIDIA driver, its devices, what the CUDA runtime is built on, and which runtime `auto` takes."""
     try:
         driver = probe_driver(library)
     except DriverError as error:
         yield Finding("NVIDIA driver", State.NOTE, str(error), _NO_GPU)
+        yield from (_unasked(name, module) for name, module in (("PyCUDA", "pycuda"), ("TensorRT", "tensorrt")))
     else:
         runs = "loaded, runs CUDA up to {}.{}, devices: {}".format(*driver.cuda, len(driver.devices))
-        yield Finding("NVIDIA driver", State.OK, runs)
+        yield Finding("NVIDIA driver", State.OK if driver.devices else State.NOTE, runs)
         for number, device in enumerate(driver.devices):
             shared = "integrated" if device.integrated else "with its own memory"
             capability = "compute capability {}.{}".format(*device.compute_capability)
             found = f"{device.name}, {capability}, {device.memory / _GIB:.1f} GiB, {shared}"
-            yield Finding(f"GPU {number}", State.NOTE, found, _UNUSED)
+            yield Finding(f"GPU {number}", State.OK, found if not number else f"{found}; the first one is used")
+        from edge.inspection.cuda.available import require_pycuda
+        from edge.inspection.cuda.tensorrt_engine import load_tensorrt
 
-    nvcc = shutil.which("nvcc")
-    yield Finding("CUDA toolkit", State.NOTE, nvcc or "no nvcc on the PATH", _UNUSED)
-    for name, module in (("PyCUDA", "pycuda"), ("TensorRT", "tensorrt")):
-        # Found, not imported: importing needs the driver, and nothing here would use it.
-        installed = importlib.util.find_spec(module) is not None
-        yield Finding(name, State.NOTE, "installed" if installed else "not installed", _UNUSED)
+        yield _required("PyCUDA", require_pycuda)
+        yield _required("TensorRT", lambda: load_tensorrt(library).__version__)
+        if driver.devices:
+            yield _required("CUDA compiler", lambda: _compiler(driver))
+    from edge.inspection.cuda.available import require_cuda
+
+    try:
+        require_cuda(library)
+    except RuntimeUnavailableError as error:
+        yield Finding("--runtime auto", State.OK, f"portable: {error.problem}")
+    else:
+        yield Finding("--runtime auto", State.OK, "cuda: this machine has all that it needs")
+
+
+def _compiler(driver: Driver) -> str:
+    from edge.inspection.cuda.compile import choose
+    from edge.inspection.cuda.compilers import compilers
+
+    compiler, architecture = choose(compilers(), driver.devices[0].compute_capability, driver.cuda)
+    return f"{compiler.name}, makes code for sm_{architecture}"
+
+
+def _required(name: str, ask: Callable[[], str]) -> Finding:
+    """Return the row of something that the CUDA runtime needs."""
+    try:
+        return Finding(name, State.OK, ask())
+    except RuntimeUnavailableError as error:
+        return Finding(name, State.NOTE, error.problem, error.hint)
+
+
+def _unasked(name: str, module: str) -> Finding:
+    # Found, not imported: importing needs the driver.
+    installed = importlib.util.find_spec(module) is not None
+    return Finding(name, State.NOTE, f"{'' if installed else 'not '}installed", _NO_GPU)
 
 
 def check_cameras(folder: Path = Path("/dev")) -> Iterator[Finding]:
@@ -293,7 +325,8 @@ def check_bundle(path: Path) -> Iterator[Finding]:
         from edge.inspection.inspector import Inspector
 
         with Bundle.open(path) as bundle:
-            with Inspector(bundle, uncalibrated=True) as inspector:
+            # The portable runtime, which loads in a moment: on a GPU, an engine might have to be built.
+            with Inspector(bundle, runtime="portable", uncalibrated=True) as inspector:
                 found = inspector.describe
             calibrated = bundle.calibration is not None
     except EdgeError as error:
@@ -309,6 +342,34 @@ def check_bundle(path: Path) -> Iterator[Finding]:
     else:
         advice = f"calib-threshold {path} --good FOLDER_OF_GOOD_IMAGES"
         yield Finding(name, State.NOTE, f"whole, not calibrated, loads: {found}", advice)
+
+
+def check_engine(path: Path, library: str = LIBRARY) -> Iterator[Finding]:
+    """Where there is a GPU: whether an engine of the bundle's network is there that fits it."""
+    from edge.bundle import Bundle
+    from edge.inspection.cuda.engines import find_engine, machine_key
+    from edge.inspection.cuda.tensorrt_engine import load_tensorrt, require_driver
+
+    name = f"engine of {path}"
+    try:
+        device = require_driver(library).devices[0]
+        version = load_tensorrt(library).__version__
+    except RuntimeUnavailableError:
+        return
+    try:
+        with Bundle.open(path) as bundle:
+            machine = machine_key(device, version, bundle.manifest.model.core.precision)
+            wanted = f"TensorRT {version}, {machine.precision}, {machine.device}"
+            engine = next(find_engine(bundle, machine), None)
+            others = len(bundle.manifest.engines)
+    except EdgeError:
+        # The row of the bundle says it.
+        return
+    if engine is not None:
+        yield Finding(name, State.OK, f"for {wanted}, in {engine.path}")
+    else:
+        found = f"none for {wanted}; the bundle has {others} in all"
+        yield Finding(name, State.NOTE, found, f"edge-build {path}; or edge-run builds it when it starts, in minutes")
 
 
 #: What the portable runtime cannot do without.

@@ -2,7 +2,7 @@
 
 Signed, with Ed25519, is the manifest: specs, provenance, and size and SHA-256 of every member, the network, the
 prompts, the golden frames and the calibration among them.  Left out are the signature itself and the engines, which
-any machine may compile and add; a station that asks for signed bundles therefore uses no engine from a bundle.
+any machine may compile and add; no engine of a signed bundle is therefore used, but one from the machine's own cache.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from edge.cli import command, console, output_console
+from edge.cli import CommandParser, command, console, output_console
 from edge.doctor import Finding, State, examine
 
 _STYLES = {State.OK: "green", State.NOTE: "yellow", State.PROBLEM: "bold red"}
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="edge-doctor",
         description="Look at what a station needs on this machine: what is there, and what to do when it is not.",
         epilog=_EPILOG,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from edge.cli import command, console, output_console, whole_number
+from edge.cli import CommandParser, command, console, output_console, whole_number
 from edge.errors import BundleMismatchError, GoldenError
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 Golden frames travel in the bundle with the scores they had when it was exported.  `edge-run` checks them at every
-start; this command shows each score, through every runtime of this machine.  No calibration is needed.
+start; this command shows each score, through every runtime of this machine.  No calibration is needed.  Where there is
+a GPU and no engine for it yet, one is built first, which takes minutes, and kept in the cache; Ctrl-C ends it.
 
 exit codes:
    0  every score is within the bundle's tolerance
@@ -31,6 +32,7 @@ exit codes:
    6  the runtime or precision is not on this machine
    9  a score moved, or a golden frame cannot be inspected
   70  internal error
+ 130  interrupted by Ctrl-C
 
 example: edge-verify redi.plan --json
 """
@@ -54,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "export the run again with this release",
             )
         for name in usable_runtimes():
+            # On a GPU the bundle's own precision counts.
+            precision = args.precision if name == "portable" else "f32"
             with Inspector(
-                bundle, runtime=name, threads=args.threads, precision=args.precision, uncalibrated=True
+                bundle, runtime=name, threads=args.threads, precision=precision, uncalibrated=True
             ) as inspector:
                 results = inspector.score_golden()
                 try:
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="edge-verify",
         description="Score a bundle's golden frames on this machine and compare with the scores recorded.",
         epilog=_EPILOG,
@@ -86,10 +90,10 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         default="f32",
         choices=("f32", "bf16"),
-        help="arithmetic of the network, as edge-run will be started with (default: %(default)s)",
+        help="arithmetic of the network on the CPU, as edge-run will be started with (default: %(default)s)",
     )
     parser.add_argument(
-        "--threads", type=whole_number, metavar="N", help="threads of the network (default: physical cores)"
+        "--threads", type=whole_number, metavar="N", help="threads of the network on the CPU (default: physical cores)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON line on stdout instead of tables")
     return parser

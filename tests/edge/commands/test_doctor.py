@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import edge.doctor
 import edge.machine
+from edge.bundle import Bundle, update_bundle
 from edge.commands.doctor import main
 from edge.doctor import (
     Finding,
@@ -21,6 +23,7 @@ from edge.doctor import (
     check_cameras,
     check_clock,
     check_endpoint,
+    check_engine,
     check_folders,
     check_gpu,
     check_memory,
@@ -28,12 +31,16 @@ from edge.doctor import (
     check_processor,
     examine,
 )
+from edge.inspection.cuda import available
+from edge.inspection.cuda.device import DeviceFacts
+from edge.inspection.cuda.engines import machine_key, member_name
+from tests.edge.inspection.cuda.fake_tensorrt import World, make_tensorrt
 from tests.tiny_bundle import TinyBundle, write_tiny_bundle
 
 PACKAGES = {"numpy": "NumPy", "msgspec": "msgspec", "openvino": "OpenVINO", "cv2": "OpenCV", "zmq": "ZeroMQ"}
 ROWS = {
     *("system", "Python", "native kernels", *PACKAGES.values(), "processor", "cores", "memory", "NVIDIA driver"),
-    *("CUDA toolkit", "PyCUDA", "TensorRT", "cameras", "endpoint", "temporary folder", "current folder"),
+    *("--runtime auto", "PyCUDA", "TensorRT", "cameras", "endpoint", "temporary folder", "current folder"),
     *("power", "wall clock"),
 }
 
@@ -60,7 +67,7 @@ def test_the_table_keeps_each_row_on_its_line(capsys: pytest.CaptureFixture[str]
     lines = capsys.readouterr().out.splitlines()
     for name in ROWS:
         assert sum(f"│ {name} " in line for line in lines) == 1, name
-    assert any("TensorRT" in line and "this release does not use it yet" in line for line in lines)
+    assert any("--runtime auto" in line and ("portable: " in line or "cuda: " in line) for line in lines)
 
 
 def test_a_machine_that_lacks_everything_gets_rows_and_no_traceback() -> None:
@@ -180,7 +187,7 @@ def test_devices_are_asked_not_guessed(driver: Callable[..., str]) -> None:
     found = by_name(check_gpu(driver("-DINIT=0")))
     assert "CUDA up to 12.6" in found["NVIDIA driver"].found
     assert found["GPU 0"].found == "Desk, compute capability 8.9, 24.0 GiB, with its own memory"
-    assert found["GPU 1"].found == "Board, compute capability 8.7, 8.0 GiB, integrated"
+    assert found["GPU 1"].found == "Board, compute capability 8.7, 8.0 GiB, integrated; the first one is used"
 
 
 @pytest.mark.parametrize(
@@ -204,7 +211,90 @@ def test_no_driver_and_strange_ones(driver: Callable[..., str], tmp_path: Path) 
         found = by_name(check_gpu(library))
         assert found["NVIDIA driver"].state is State.NOTE
         assert found["NVIDIA driver"].advice
-        assert {"CUDA toolkit", "PyCUDA", "TensorRT"} <= found.keys()
+        assert {"PyCUDA", "TensorRT", "--runtime auto"} <= found.keys()
+        assert found["--runtime auto"].found.startswith("portable: no NVIDIA driver: ")
+
+
+class Nvrtc13:
+    """A compiler of which the driver takes code."""
+
+    name, version, architectures = "NVRTC 13.0", (12, 6), frozenset({86, 89})
+
+
+@pytest.fixture
+def gpu_packages(monkeypatch: pytest.MonkeyPatch) -> World:
+    """TensorRT, PyCUDA and a compiler, all played."""
+    world = World()
+    pycuda = ModuleType("pycuda")
+    pycuda.VERSION_TEXT, pycuda.driver = "2026.1", ModuleType("pycuda.driver")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt", make_tensorrt(world))
+    monkeypatch.setitem(sys.modules, "pycuda", pycuda)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda.driver)
+    monkeypatch.setattr(available, "compilers", lambda: [Nvrtc13()])
+    monkeypatch.setattr("edge.inspection.cuda.compilers.compilers", lambda: [Nvrtc13()])
+    return world
+
+
+def test_a_machine_with_all_that_cuda_needs(driver: Callable[..., str], gpu_packages: World) -> None:
+    found = by_name(check_gpu(driver("-DINIT=0")))
+    rows = {name: row.found for name, row in found.items()}
+    assert rows["TensorRT"] == "10.3.0"
+    assert rows["PyCUDA"] == "2026.1"
+    assert rows["CUDA compiler"] == "NVRTC 13.0, makes code for sm_89"
+    assert rows["--runtime auto"].startswith("cuda: ")
+    assert all(row.state is State.OK for row in found.values())
+
+
+@pytest.mark.parametrize(
+    ("missing", "row", "advice"),
+    [
+        ("tensorrt", "TensorRT", "JetPack"),
+        ("pycuda", "PyCUDA", "docs/jetson.md"),
+        ("pycuda.driver", "PyCUDA", "docs/jetson.md"),
+        ("compiler", "CUDA compiler", "pip install"),
+    ],
+)
+def test_what_cuda_lacks_is_a_row_and_the_reason(
+    driver: Callable[..., str],
+    gpu_packages: World,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: str,
+    row: str,
+    advice: str,
+) -> None:
+    if missing == "compiler":
+        monkeypatch.setattr(Nvrtc13, "version", (14, 0))
+    else:
+        monkeypatch.setitem(sys.modules, missing, None)
+        if missing == "pycuda.driver":
+            monkeypatch.delattr(sys.modules["pycuda"], "driver")
+    found = by_name(check_gpu(driver("-DINIT=0")))
+    assert found[row].state is State.NOTE
+    assert advice in found[row].advice
+    assert found["--runtime auto"].found == f"portable: {found[row].found}"
+    # All that is there is still told.
+    assert sum(each.state is State.NOTE for each in found.values()) == 1
+
+
+def test_whether_the_bundles_engine_fits(
+    driver: Callable[..., str], gpu_packages: World, bundle_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    library = driver("-DINIT=0")
+    (row,) = check_engine(bundle_path, library)
+    assert (row.state, row.found) == (
+        State.NOTE,
+        "none for TensorRT 10.3.0, fp32, sm_89 Desk; the bundle has 0 in all",
+    )
+    assert f"edge-build {bundle_path}" in row.advice
+    with Bundle.open(bundle_path) as bundle:
+        key = machine_key(DeviceFacts("Desk", (8, 9), False, 1), "10.3.0", "fp32")
+        member = member_name(bundle, key)
+    update_bundle(bundle_path, {member: b"an engine"}, {member: key})
+    (row,) = check_engine(bundle_path, library)
+    assert (row.state, row.found) == (State.OK, f"for TensorRT 10.3.0, fp32, sm_89 Desk, in {bundle_path}")
+    # Without a GPU there is nothing to say.
+    assert list(check_engine(bundle_path, str(tmp_path / "none.so"))) == []
 
 
 def test_cameras_and_the_group_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from edge.commands.verify import _parser, main
 from edge.inspection.portable import PRECISIONS, openvino_core
+from tests.edge.inspection.cuda.emulated import EmulatedGpu
+from tests.edge.inspection.cuda.fake_tensorrt import World, play_machine
 from tests.tiny_bundle import TOLERANCE, TinyBundle, Weights, core_graph, write_tiny_bundle
 
 
@@ -89,6 +91,26 @@ def test_a_precision_of_this_processor_or_a_clear_refusal(tiny: TinyBundle, caps
     # Where there is bf16, its rounding may or may not move the tiny network's scores beyond the tolerance.
     assert code in ((0, 9) if able else (6,))
     assert able or "bf16" in capsys.readouterr().err
+
+
+def test_every_runtime_of_the_machine_is_verified(
+    tiny: TinyBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    gpu = EmulatedGpu()
+    play_machine(monkeypatch, World(), gpu)
+    assert main([str(tiny.path), "--threads", "1", "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    runs = json.loads(line)["runtimes"]
+    assert [run["runtime"] for run in runs] == ["cuda", "portable"]
+    assert runs[0]["describe"].startswith("cuda: TensorRT 10.3.0 fp32 on Emulated")
+    for here, there in zip(runs[0]["frames"], runs[1]["frames"], strict=True):
+        # On a GPU the prompts' features are float16.
+        assert here["here"] == pytest.approx(there["here"], rel=1e-3)
+    # One of them that moved is enough.
+    moved = write_tiny_bundle(tmp_path / "redi.plan", golden_factor=1 + 3 * TOLERANCE).path
+    assert main([str(moved), "--threads", "1", "--json"]) == 9
+    gpu.close()
 
 
 def test_help_lists_exit_codes_and_precisions(capsys: pytest.CaptureFixture[str]) -> None:
