@@ -27,7 +27,8 @@ from edge.events.subscriber import Subscriber
 from edge.frames import U8, Slot
 from edge.inspection.inspector import Inspector
 from edge.inspection.result import Verdict
-from edge.inspection.runtime import STAGES
+from edge.inspection.runtime import STAGES, Runtime
+from edge.inspection.select import open_runtime
 from edge.station import SWITCH_INTERVAL_S, Station
 from edge.summary import LatencyHistogram
 
@@ -45,12 +46,17 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Moved:
-    """Bytes for one frame: copied into its slot, written as map and mask, and sent as an event (mean)."""
+    """Bytes for one frame: copied into its slot, written as map and mask, and sent as an event (mean).
+
+    `copies` between host and GPU, and `copied` bytes: means over the frames.
+    """
 
     frame: int
     anomaly_map: int
     mask: int
     event: float
+    copies: float = 0.0
+    copied: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,9 +97,17 @@ def simulated_frames(side: int) -> list[U8]:
 
 
 def time_station(
-    bundle: Bundle, frames: Sequence[U8], count: int, *, threads: int | None = None, precision: str = "f32"
+    bundle: Bundle,
+    frames: Sequence[U8],
+    count: int,
+    *,
+    runtime: str | Runtime = "auto",
+    threads: int | None = None,
+    precision: str = "f32",
 ) -> Timing:
     """Run the station over `count` frames, at least 2, after a warm-up.
+
+    `runtime` is a name, or one that is open, which is closed at the end; `threads` and `precision` are for a name.
 
     Raises:
         BundleError: the bundle's model cannot be loaded.
@@ -101,17 +115,22 @@ def time_station(
         RuntimeUnavailableError: the precision is not on this machine.
         EdgeError: an event was lost on loopback.
     """
+    why = "given"
+    if isinstance(runtime, str):
+        runtime, why = open_runtime(bundle, runtime, threads=threads, precision=precision, timed=True)
     with (
         _as_edge_run(),
         Publisher("tcp://127.0.0.1:*", camera=_NAME) as publisher,
-        Inspector(bundle, uncalibrated=True, threads=threads, precision=precision) as inspector,
+        Inspector(bundle, runtime=runtime, uncalibrated=True) as inspector,
         Subscriber(publisher.endpoint) as subscriber,
         _reading(subscriber, WARM_UP + count) as received,
     ):
         publisher.settle()
         _run(inspector, publisher, frames, WARM_UP)
+        before = inspector.traffic
         timing = _run(inspector, publisher, frames, count)
-        runtime = inspector.describe
+        after = inspector.traffic
+        description = f"{runtime.describe} ({why})"
     if [message.event.seq for message in received] != list(range(1, WARM_UP + count + 1)):
         raise EdgeError(
             f"{len(received)} of {WARM_UP + count} events arrived over loopback",
@@ -120,11 +139,18 @@ def time_station(
     sent = [sum(map(len, encode_event(message.event, message.mask))) for message in received[WARM_UP:]]
     stages, publish, ends, slot = timing
     return Timing(
-        runtime=runtime,
+        runtime=description,
         stages={stage: np.asarray(values) for stage, values in stages.items()},
         publish=publish,
         periods=np.diff(ends) * 1e3,
-        moved=Moved(slot.pixels.nbytes, slot.anomaly_map.nbytes, slot.mask.nbytes, float(np.mean(sent))),
+        moved=Moved(
+            slot.pixels.nbytes,
+            slot.anomaly_map.nbytes,
+            slot.mask.nbytes,
+            float(np.mean(sent)),
+            (after.copies - before.copies) / count,
+            (after.bytes - before.bytes) / count,
+        ),
     )
 
 

@@ -75,6 +75,7 @@ class Capture:
         reopen: opens the camera again after a live one was lost; None: a loss ends the capture.
         triggering: None where the camera runs freely.
         report: called with why there are no frames, "" once there are frames again.
+        stage: called with each captured frame that will be inspected, before the inspector gets it.
         pulse: the thread's sign of life.
     """
 
@@ -90,6 +91,7 @@ class Capture:
         reopen: Callable[[], Camera] | None,
         triggering: Triggering | None,
         report: Callable[[str], None],
+        stage: Callable[[Slot], None],
         pulse: Pulse | None = None,
     ) -> None:
         self.camera = camera
@@ -103,12 +105,15 @@ class Capture:
         self._by_camera = triggering is not None and triggering.by_camera
         self._window_ns = 0 if triggering is None else int(triggering.window_ms * 1e6)
         self._report = report
+        self._stage = stage
         self._pulse = pulse
         #: When the last frame came, on the monotonic clock in seconds; None before the first.
         self.seen_at: float | None = None
         self._pause_s = _FIRST_PAUSE_S
         self._silent_since: float | None = None
         self._silences = 0
+        # The slot in which no frame came yet, where the camera may still write into it.
+        self._held: Slot | None = None
         # The part that an asked camera is to take next.
         self._asked: Ticket | None = None
         #: Frames of the camera's own trigger for which there was no room.
@@ -120,12 +125,21 @@ class Capture:
         Raises:
             CameraError: the camera was lost and cannot be opened again.
         """
+        try:
+            self._run()
+        finally:
+            if self._held is not None:
+                self.camera.recall()
+                self._ring.discard(self._held)
+
+    def _run(self) -> None:
         while not self._stop.is_set() and self._left != 0:
             if self._pulse is not None:
                 self._pulse.beat()
             if self._asks and not self._ask():
                 continue
-            slot = self._ring.acquire(WAIT_S)
+            slot = self._held or self._ring.acquire(WAIT_S)
+            self._held = None
             if slot is None:
                 continue
             asked_at = time.monotonic()
@@ -174,6 +188,11 @@ class Capture:
                 # A frame of no part: between two triggers, or of one that has its verdict already.
                 self._ring.discard(slot)
                 return
+        try:
+            self._stage(slot)
+        except BaseException:
+            self._ring.discard(slot)
+            raise
         self._ring.commit(slot)
         self._count()
 
@@ -213,11 +232,15 @@ class Capture:
             if self._silences == 1:
                 self._report(reason)
                 if self._parts is None:
+                    self.camera.recall()
                     self._commit_fault(slot, reason, counts=False)
                     return
             if self._parts is not None and self._asked is not None:
                 self._parts.fail(self._asked, reason)
-        self._ring.discard(slot)
+        if self.camera.holds_slot:
+            self._held = slot
+        else:
+            self._ring.discard(slot)
 
     def _commit_fault(self, slot: Slot, reason: str, *, counts: bool = True) -> None:
         """Send a slot without a frame round, so that the reason becomes an event like every other."""

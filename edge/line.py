@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+from edge.errors import CudaError
 from edge.station import Station
 
 
@@ -21,7 +22,7 @@ class Line:
         self._ended = threading.Semaphore(0)
 
     def run(self) -> None:
-        """Run all; a station that ends with an error leaves the others running.
+        """Run all; a station that ends with an error leaves the others running, unless the GPU has failed.
 
         Raises:
             Exception: the first that ended a station, once all have ended.
@@ -53,5 +54,8 @@ class Line:
             station.run()
         except BaseException as error:  # noqa: BLE001  `run` raises it
             self._errors.append(error)
+            if isinstance(error, CudaError):
+                # A failed GPU is everybody's, and only a new process gets it back.
+                self.stop()
         finally:
             self._ended.release()

@@ -103,6 +103,8 @@ class Station:
             reopen=reopen,
             triggering=triggering,
             report=self._report_blindness,
+            # That of the moment: the inspector may be another one by then, and brings what was not staged for it.
+            stage=lambda slot: self._inspector.stage(slot),
             pulse=self._pulses.get("capture"),
         )
         self._state = "starting"
@@ -213,7 +215,6 @@ class Station:
             if slot is None:
                 continue
             self._take_over()
-            self._inspector.fit(slot)
             taken_ns = time.monotonic_ns()
             inspection = self._inspect_or_fault(slot)
             decided_ns = time.monotonic_ns()
@@ -238,6 +239,7 @@ class Station:
     def _inspect_or_fault(self, slot: Slot) -> Inspection:
         if not self._broken:
             try:
+                self._inspector.fit(slot)
                 return self._inspector.inspect(slot)
             except Exception as error:  # noqa: BLE001  `run` raises it, but not before each frame has its verdict
                 self._broken = f"the inspector failed: {error}"

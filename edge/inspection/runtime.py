@@ -10,9 +10,11 @@ runtime knows when its stages really began and ended, so it measures them itself
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from edge.bundle import CORE, Bundle
 from edge.frames import Slot
 
 #: The stages of an inspection, in order: the keys of `Outcome.latency_ms`.
@@ -32,6 +34,32 @@ class Outcome:
     latency_ms: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What has been copied between host and device since the start: how often, and how many bytes."""
+
+    copies: int = 0
+    bytes: int = 0
+
+    @classmethod
+    def of(cls, size: int) -> Traffic:
+        """Return that of one copy of `size` bytes; of 0 bytes there is none."""
+        return cls(1, size) if size else cls()
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.copies + other.copies, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """How often a cache had what it was asked for, how often it took in what it had not, and what it holds now."""
+
+    hits: int = 0
+    misses: int = 0
+    promotions: int = 0
+    bytes: int = 0
+
+
 class Runtime(Protocol):
     """One bundle's model, ready to run.  Not thread-safe: one thread inspects."""
 
@@ -48,14 +76,39 @@ class Runtime(Protocol):
         """Give a slot that was made for another model the arrays that this one fills; nothing where it has them."""
         ...
 
+    def stage(self, slot: Slot) -> None:
+        """Begin to bring the slot's pixels to where they are inspected; the slot's owner calls it, in any thread.
+
+        It neither waits nor raises: what fails here fails in `run`, which also brings what was not staged.
+        """
+        ...
+
     def run(self, slot: Slot, pixel_threshold: float) -> Outcome:
         """Inspect the slot's pixels: fill its `anomaly_map`, `mask` (map above `pixel_threshold`) and `area`.
 
         Raises:
             FrameError: the frame cannot be used (size zero, wrong channel count).
+            CudaError: the GPU has failed; no later frame can be inspected.
         """
+        ...
+
+    @property
+    def caches(self) -> Mapping[str, CacheReport]:
+        """What its caches have done, by name."""
+        ...
+
+    @property
+    def traffic(self) -> Traffic:
+        """What it has copied."""
         ...
 
     def close(self) -> None:
         """Free the model; the slots' memory stays valid as long as it is referenced."""
         ...
+
+
+def model_digests(bundle: Bundle) -> tuple[str, ...]:
+    """Return what a bundle's network and prompt bank are made of: equal digests, equal models."""
+    return tuple(
+        member.sha256 for name, member in sorted(bundle.members.items()) if name == CORE or name.startswith("prompts/")
+    )

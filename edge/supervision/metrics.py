@@ -75,10 +75,14 @@ def _station(report: StationReport) -> Iterator[Metric]:
     yield CounterMetricFamily("redi_refused_connections", "Attempts to connect that were refused", value=report.refused)
     hits = CounterMetricFamily("redi_cache_hits", "Times that a cache had what was asked for", labels=("cache",))
     misses = CounterMetricFamily("redi_cache_misses", "Times that it had not", labels=("cache",))
+    promotions = CounterMetricFamily("redi_cache_promotions", "Entries that it took in later", labels=("cache",))
+    size = GaugeMetricFamily("redi_cache_bytes", "Memory that its entries take", labels=("cache",))
     for name, cache in report.caches.items():
         hits.add_metric((name,), cache.hits)
         misses.add_metric((name,), cache.misses)
-    yield from (hits, misses)
+        promotions.add_metric((name,), cache.promotions)
+        size.add_metric((name,), cache.bytes)
+    yield from (hits, misses, promotions, size)
 
 
 def _cameras(report: StationReport) -> Iterator[Metric]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from edge.inspection.result import Verdict
+from edge.inspection.runtime import CacheReport
 from edge.summary import LatencyHistogram
 
 
@@ -44,14 +45,6 @@ class ArchiveReport:
     bytes: int = 0
     budget_bytes: int = 0
     problem: str = ""
-
-
-@dataclass(frozen=True)
-class CacheReport:
-    """How often a cache had what it was asked for."""
-
-    hits: int = 0
-    misses: int = 0
 
 
 @dataclass(frozen=True)
