@@ -56,6 +56,16 @@ def output_console(*, soft_wrap: bool = True, markup: bool = True) -> Console:
     return _Console(soft_wrap=soft_wrap, markup=markup)
 
 
+class CommandParser(argparse.ArgumentParser):
+    """The arguments of a console command, `--version` among them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        # Those of its actions are made by the same class, and are called "edge-x action".
+        if " " not in self.prog:
+            self.add_argument("--version", action="version", version=f"redi-edge {__version__}")
+
+
 def command(main: Main) -> Main:
     """Wrap a `main(argv) -> exit code`: an `EdgeError` becomes one line and its exit code, never a traceback."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from rich.markup import escape
 
-from edge.cli import command, console, positive_number
+from edge.cli import CommandParser, command, console, positive_number
 from edge.commands.key_arguments import add_client_arguments, client_keys
 from edge.errors import PublishError
 from edge.events.endpoint import DEFAULT_ENDPOINT
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="edge-ask",
         description="Ask a running station for its status, for a part's inspection, or to change its bundle.",
         epilog=_EPILOG,

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from edge.cli import command, console, output_console, whole_number
+from edge.cli import CommandParser, command, console, output_console, whole_number
 
 if TYPE_CHECKING:
     from edge.bench import Timing
+    from edge.gpu_clock import GpuClock
     from edge.machine import Clock
 
 # Below, the simulated line draws nothing; above, a station's frames would fill gigabytes.
@@ -28,7 +29,8 @@ is decided, so that no regions are sought; most parts of a line have none.
 
 `total` is before + core + after, camera bytes to verdict.  What a frame waits for the one before it is left out, as
 frames from memory always wait; `publish` overlaps with the next frame.  `not core` is the share of `total` that is
-not the network, the median over the frames.  Percentiles are right to 1 %.
+not the network, the median over the frames.  Percentiles are right to 1 %.  On a GPU the network and what follows it
+are timed by the device's clock, and `before` is all the rest, copying and launching too.
 
 exit codes:
    0  measured
@@ -51,25 +53,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Loaded once the arguments are known to be good, so that --help does not wait for them.
     from edge.bench import WARM_UP, simulated_frames, time_station
     from edge.bundle import Bundle
+    from edge.gpu_clock import gpu_clock
     from edge.machine import clock
 
     with Bundle.open(args.bundle) as bundle:
         console.print(f"timing {args.frames} frames of {args.side} x {args.side}, after {WARM_UP} to warm up")
         timing = time_station(
-            bundle, simulated_frames(args.side), args.frames, threads=args.threads, precision=args.precision
+            bundle,
+            simulated_frames(args.side),
+            args.frames,
+            runtime=args.runtime,
+            threads=args.threads,
+            precision=args.precision,
         )
         # At the end of the load, when the processor runs as fast as it keeps running.
         speed = clock()
-        report = _report(bundle.bundle_id, args.side, timing, speed)
+        gpu = gpu_clock() if timing.runtime.startswith("cuda") else None
+        report = _report(bundle.bundle_id, args.side, timing, speed, gpu)
     if args.json:
         print(json.dumps(report))
     else:
-        _show(report, speed)
+        _show(report, speed, gpu)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="edge-bench",
         description="Time the station, camera bytes to published event, on frames from memory.",
         epilog=_EPILOG,
@@ -86,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help=f"side of the square camera frame in pixels, {_MIN_SIDE} to {_MAX_SIDE} (default: %(default)s)",
     )
+    parser.add_argument("--runtime", default="auto", choices=("auto", "portable", "cuda"), help="default: %(default)s")
     parser.add_argument(
         "--precision", default="f32", choices=("f32", "bf16"), help="arithmetic of the network (default: %(default)s)"
     )
@@ -110,7 +120,7 @@ def _side(text: str) -> int:
     return value
 
 
-def _report(bundle_id: str, side: int, timing: Timing, speed: Clock) -> dict[str, Any]:
+def _report(bundle_id: str, side: int, timing: Timing, speed: Clock, gpu: GpuClock | None) -> dict[str, Any]:
     from edge.summary import LatencyHistogram
 
     histograms = {}
@@ -132,12 +142,15 @@ def _report(bundle_id: str, side: int, timing: Timing, speed: Clock) -> dict[str
             "map": timing.moved.anomaly_map,
             "mask": timing.moved.mask,
             "event": round(timing.moved.event, 1),
+            "to_and_from_gpu": round(timing.moved.copied, 1),
         },
+        "gpu_copies_per_frame": round(timing.moved.copies, 2),
         "cpu": {"governors": list(speed.governors), "mhz": None if speed.mhz is None else list(speed.mhz)},
+        "gpu": None if gpu is None else gpu.as_dict(),
     }
 
 
-def _show(report: dict[str, Any], speed: Clock) -> None:
+def _show(report: dict[str, Any], speed: Clock, gpu: GpuClock | None) -> None:
     out = output_console(soft_wrap=not os.isatty(1))
     table = Table(title=escape(report["runtime"]))
     stages = report["latency_ms"]
@@ -153,6 +166,12 @@ def _show(report: dict[str, Any], speed: Clock) -> None:
         f"bytes per frame: {moved['frame']} copied into the slot, {moved['map']} map and {moved['mask']} mask "
         f"written, {moved['event']:.0f} sent"
     )
+    if gpu is not None:
+        out.print(
+            f"to and from the GPU: {report['gpu_copies_per_frame']:.1f} copies of {moved['to_and_from_gpu']:.0f} bytes "
+            "in all per frame"
+        )
+        out.print(f"GPU: {escape(gpu.describe)}")
     out.print(f"processor: {escape(speed.describe)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.markup import escape
 from edge.bridges.bridge import Bridge
 from edge.bridges.settings import PlcEntry, read_settings
 from edge.bridges.side import StationAddress
-from edge.cli import command, console
+from edge.cli import CommandParser, command, console
 from edge.commands.bridge_tags import add_tags_command
 from edge.commands.bridge_test import add_test_command
 from edge.commands.bridge_user import add_user_command
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="edge-bridge",
         description="Hand a station's verdicts to PLCs, and the PLCs' triggers to the station.",
         epilog=_EPILOG,
@@ -82,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         raise UsageError("which PLCs there are is not known", "add --config bridge.toml, see docs/plc.md")
+    # Loaded here, so that --help does not wait for it.
+    from edge.station import SWITCH_INTERVAL_S
+
+    # A PLC's side and its protocol's own thread hand over to each other with every signal.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     station = StationAddress(arguments.events, arguments.control, client_keys(arguments))
     entries = read_settings(arguments.config)
     cursors = arguments.cursors or journal_folder("bridge")

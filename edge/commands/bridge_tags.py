@@ -14,13 +14,13 @@ from rich.table import Table
 from edge.bridges.base import PlcSettings, Protocol, find_protocol, protocol_names
 from edge.bridges.settings import PlcEntry, read_settings
 from edge.bridges.tags import TAGS
-from edge.cli import output_console
+from edge.cli import CommandParser, output_console
 from edge.errors import UsageError
 
 if TYPE_CHECKING:
     from typing import Any
 
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    _Commands = argparse._SubParsersAction[CommandParser]
 
 COLUMNS = ("name", "written by", "address", "type", "unit", "meaning")
 

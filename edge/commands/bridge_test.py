@@ -14,11 +14,11 @@ from rich.text import Text
 
 from edge.bridges.rehearsal import Outcome, Rehearsal, Step, values
 from edge.bridges.tags import Direction
-from edge.cli import output_console, positive_number
+from edge.cli import CommandParser, output_console, positive_number
 from edge.commands.bridge_tags import find_plc
 
 if TYPE_CHECKING:
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    _Commands = argparse._SubParsersAction[CommandParser]
 
 _FAILED = 1
 

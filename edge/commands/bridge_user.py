@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from edge.bridges.passwords import Users, read_users
 
 if TYPE_CHECKING:
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from edge.cli import CommandParser
+
+    _Commands = argparse._SubParsersAction[CommandParser]
 
 _EPILOG = """\
 The password is asked for, or read from a pipe; the file keeps a salted hash.

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edge.bundle import Bundle
-from edge.cli import command, output_console
+from edge.cli import CommandParser, command, output_console
 from edge.commands.key_arguments import add_folder_argument
 from edge.container import MANIFEST
 from edge.errors import EdgeError, UsageError
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="edge-bundle",
         description="Look inside a bundle (redi.plan), or sign it. Whatever is asked, every digest is checked first.",
         epilog=_EPILOG,

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Column, Table
 
-from edge.cli import command, console, output_console
+from edge.cli import CommandParser, command, console, output_console
 from edge.errors import KeysError
 from edge.keys import KeyFolder, Kind, PublicKey, default_folder, public_key
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="edge-keys",
         description="Make the keys of a station, of its clients, and of those who sign bundles; say whose are allowed.",
         epilog=_EPILOG,

@@ -107,6 +107,7 @@ def _recipes(args: argparse.Namespace) -> Recipes:
             threads=args.threads,
             precision=args.precision,
             calibration=calibration,
+            prompt_bytes=None if args.prompt_memory is None else args.prompt_memory << 20,
             share=share,
         )
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge.cli import positive_number, whole_number
+from edge.cli import CommandParser, positive_number, whole_number
 from edge.commands.archive_arguments import add_archive_arguments
 from edge.commands.journal_arguments import add_journal_arguments
 from edge.commands.key_arguments import add_server_arguments
@@ -22,6 +22,8 @@ from edge.frames import MAX_SLOTS, MIN_SLOTS
 EPILOG = f"""\
 cameras:
   0, /dev/video0               a device
+  v4l2:/dev/video0             the same without conversion, straight into memory: NV12, Bayer, BGR, RGB or grey;
+                               its options: ?format=NV12&width=1920&height=1080
   rtsp://…, line.mp4           a stream, a video file
   part.png, FOLDER, 'a/*.png'  images, in natural order; each gets exactly one event
   sim:, sim:seed=3,count=100   the simulated line; its options: seed, count, rate (parts/s), defects (share),
@@ -93,7 +95,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[CameraCo
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of `edge-run`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="edge-run",
         description="Inspect what cameras see with the model in a bundle and publish one event per frame or part.",
         epilog=EPILOG,
@@ -180,7 +182,13 @@ def _add_trigger_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     # Written out, not imported: the lists live beside code that loads OpenVINO.  A test compares them.
-    group.add_argument("--runtime", default="auto", choices=("auto", "portable", "cuda"), help="default: %(default)s")
+    group.add_argument(
+        "--runtime",
+        default="auto",
+        choices=("auto", "portable", "cuda"),
+        help="cuda: on a GPU, with TensorRT; portable: on any CPU; auto: cuda where all of it is there; says why "
+        "(default: %(default)s)",
+    )
     group.add_argument(
         "--precision",
         default="f32",
@@ -190,6 +198,12 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--threads", type=whole_number, metavar="N", help="threads of the network (default: physical cores)"
+    )
+    group.add_argument(
+        "--prompt-memory",
+        type=whole_number,
+        metavar="MIB",
+        help="a GPU's memory for prompts; those beyond it are read over the bus (default: 256)",
     )
     group.add_argument(
         "--follow",

@@ -13,7 +13,7 @@ from rich.markup import escape
 from edge.cli import console, progress
 from edge.errors import UsageError
 from edge.events.schema import Event
-from edge.frames import PixelFormat, Slot
+from edge.frames import Slot
 from edge.inspection.result import Verdict
 from edge.station import OnEvent, Station
 from edge.summary import Summary
@@ -41,16 +41,22 @@ class OverlaySaver:
 
     def __call__(self, event: Event, mask: bytes, slot: Slot | None) -> None:
         """Save the picture of one event."""
-        from edge.images import IMAGE_SUFFIXES, write_png
+        from edge.images import IMAGE_SUFFIXES, straightened, to_bgr, write_png
         from edge.overlay import draw_overlay
 
         if slot is None or event.verdict is not Verdict.NG or event.score is None or self._broken:
             return
-        image = slot.pixels[..., ::-1] if slot.pixel_format is PixelFormat.RGB8 else slot.pixels
+        image = straightened(to_bgr(slot.pixels, slot.pixel_format), slot.lens)
         marked = slot.frame_mask.astype(bool)
         threshold = float("inf") if event.threshold is None else event.threshold
         picture = draw_overlay(
-            image, event.verdict, score=event.score, threshold=threshold, mask=marked, regions=event.regions
+            image,
+            event.verdict,
+            score=event.score,
+            threshold=threshold,
+            mask=marked,
+            roi=event.roi,
+            regions=event.regions,
         )
         # Sources may be paths or addresses: keep what any file system can hold.
         name = Path(event.source)

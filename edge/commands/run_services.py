@@ -173,6 +173,12 @@ class Services:
             archive=None
             if archive is None
             else ArchiveReport(archive.state.value, archive.size_bytes, archive.budget_bytes, archive.problem),
+            # Cameras of one model share its cache, and tell the same of it.
+            caches={
+                f"{station.name} {name}": cache
+                for station in self._stations
+                for name, cache in station.inspector.caches.items()
+            },
             refused=0 if self._outlet is None or self._outlet.gatekeeper is None else self._outlet.gatekeeper.refused,
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from edge.cameras.sim import MAX_SIZE, MIN_SIZE, SimLine
 from edge.cameras.sim_products import PRODUCTS
-from edge.cli import command, console, progress
+from edge.cli import CommandParser, command, console, progress
 from edge.errors import DataError, UsageError
 from edge.frames import U8
 
@@ -87,7 +87,7 @@ def _save(file: Path, image: U8) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="edge-sim",
         description="Write a data set of simulated parts in MVTec AD layout: train/good, test/good, test/<kind>, "
         "ground_truth/<kind>/NNN_mask.png, and good/ with further good parts for calibration. "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.text import Text
 
-from edge.cli import command, console, output_console, positive_number, whole_number
+from edge.cli import CommandParser, command, console, output_console, positive_number, whole_number
 from edge.commands.key_arguments import add_client_arguments, client_keys
 from edge.commands.watch_log import LogCursor
 from edge.errors import UsageError
@@ -97,7 +97,7 @@ def _subscribe(arguments: argparse.Namespace, cursor: LogCursor | None) -> Subsc
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="edge-watch",
         description="Print a station's events as they arrive.",
         epilog=_EPILOG,

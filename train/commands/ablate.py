@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from edge.cli import command, console, progress, require_extra
+from edge.cli import CommandParser, command, console, progress, require_extra
 from edge.errors import TrainingError, UsageError
 from edge.machine import physical_cores
 from train.commands import NEEDED
@@ -36,7 +36,7 @@ without them; 130 interrupted (resume with the same command)
 
 def parser() -> argparse.ArgumentParser:
     """Describe the arguments."""
-    p = argparse.ArgumentParser(
+    p = CommandParser(
         prog="train-ablate",
         description=__doc__,
         epilog=EPILOG,

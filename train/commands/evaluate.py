@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from edge.cli import command, console, output_console, require_extra
+from edge.cli import CommandParser, command, console, output_console, require_extra
 from train.commands import NEEDED
 from train.commands.run import input_size
 
@@ -30,7 +30,7 @@ exit codes: 0 evaluated; 2 usage; 3 the bundle cannot be used; 7 the images cann
 
 def parser() -> argparse.ArgumentParser:
     """Describe the arguments."""
-    p = argparse.ArgumentParser(
+    p = CommandParser(
         prog="train-eval", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("model", metavar="RUN", type=Path, help="the folder that train-run made, or a bundle")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge.cli import command, console, positive_number, require_extra, whole_number
+from edge.cli import CommandParser, command, console, positive_number, require_extra, whole_number
 from edge.errors import UsageError
 from edge.manifest import MAP_KINDS, InputSpec, MapSpec
 from train.commands import NEEDED
@@ -33,7 +33,7 @@ exit codes: 0 trained; 2 usage; 7 images or weights cannot be used; 10 the run c
 
 def parser() -> argparse.ArgumentParser:
     """Describe the arguments."""
-    p = argparse.ArgumentParser(
+    p = CommandParser(
         prog="train-run",
         description=__doc__,
         epilog=EPILOG,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.live import Live
 from rich.table import Table
 
-from edge.cli import command, console, output_console, positive_number, require_extra, whole_number
+from edge.cli import CommandParser, command, console, output_console, positive_number, require_extra, whole_number
 from edge.errors import TrainingError, UsageError
 from train.commands import NEEDED, run
 
@@ -41,12 +41,12 @@ exit codes: 0 all runs are finished; 2 usage; 7 the sweep file cannot be used; 1
 """
 
 #: Options of train-run that a sweep sets itself.
-_OWN = ("help", "out", "seed", "threads", "restart")
+_OWN = ("help", "version", "out", "seed", "threads", "restart")
 
 
 def parser() -> argparse.ArgumentParser:
     """Describe the arguments: the sweep's own, then those of train-run that hold for every run."""
-    p = argparse.ArgumentParser(
+    p = CommandParser(
         prog="train-sweep", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument(
