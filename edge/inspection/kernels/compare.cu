@@ -173,13 +173,16 @@ KERNEL(finish_map, Area area, int width, float threshold, float* __restrict__ ma
 DEVICE int order_bits(float value) { return magnitude_bits(value); }
 DEVICE int order_bits(int value) { return value; }
 
+// Counts of 256 digits, then of each sixteen of them: a GPU's one thread that goes through them has 32 steps, not 256.
+constexpr int HISTOGRAM = 256 + 16;
+
 // What a radix selection knows so far: the wanted key's leading bits, and its rank among the keys that share them.
 struct Selection {
   int prefix, rank;
 };
 
 // Finds the k-th largest of the values in the groups of `SIZE` whose peak is at least `floor`, by 8 bits at a time;
-// its bits are left in state->prefix.  At least k values must be in those groups.
+// its bits are left in state->prefix.  At least k values must be in those groups; `histogram` has HISTOGRAM ints.
 template <int SIZE, typename Value>
 DEVICE void select_largest(const Value* __restrict__ values, const int* __restrict__ peaks, int groups, int floor,
                            int k, int* histogram, Selection* state) {
@@ -200,8 +203,17 @@ DEVICE void select_largest(const Value* __restrict__ values, const int* __restri
       }
     }
     SYNC();
+    int* sixteens = histogram + 256;
+    EACH(i, 16) {
+      int count = 0;
+      for (int digit = 16 * i; digit < 16 * i + 16; digit++) count += histogram[digit];
+      sixteens[i] = count;
+    }
+    SYNC();
     ONCE {
-      int digit = 255, rank = state->rank;
+      int sixteen = 15, rank = state->rank;
+      while (sixteens[sixteen] < rank) rank -= sixteens[sixteen--];
+      int digit = 16 * sixteen + 15;
       while (histogram[digit] < rank) rank -= histogram[digit--];
       state->rank = rank;
       state->prefix = prefix | digit << shift;
@@ -215,7 +227,7 @@ DEVICE void select_largest(const Value* __restrict__ values, const int* __restri
 // The k-th largest group peak is a lower bound of the k-th largest value, so only groups that reach it need a look.
 KERNEL(top_mean, const float* __restrict__ map, const int* __restrict__ group_peak, int groups, int k,
        float* __restrict__ score, float* __restrict__ peak) {
-  SHARED(int, histogram, 256);
+  SHARED(int, histogram, HISTOGRAM);
   SHARED(Selection, state, 1);
   SHARED(int, top, 1);
   SHARED(float, lane, LANES);

@@ -41,10 +41,21 @@ KERNEL(bank_similarity, const float* __restrict__ descriptor, const float* __res
 
 // *best = the index of the largest similarity, the lowest where several are equal.  One block.
 KERNEL(bank_nearest, const float* __restrict__ similarity, int entries, int* __restrict__ best) {
-  ONCE {
-    int at = 0;
-    for (int k = 1; k < entries; k++) {
+  SHARED(int, lane, LANES);
+  const int lanes = smaller(LANES, entries);
+  EACH(j, lanes) {
+    int at = j;
+    for (int k = j + LANES; k < entries; k += LANES) {
       if (similarity[k] > similarity[at]) at = k;
+    }
+    lane[j] = at;
+  }
+  SYNC();
+  ONCE {
+    int at = lane[0];
+    for (int j = 1; j < lanes; j++) {
+      const float here = similarity[lane[j]], there = similarity[at];
+      if (here > there || (here == there && lane[j] < at)) at = lane[j];
     }
     *best = at;
   }

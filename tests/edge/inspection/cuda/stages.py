@@ -105,7 +105,8 @@ def run_all(gpu: EmulatedGpu, sources: Sequence[str]) -> list[object]:
     """Return what the kernels of these files, and of each of their branches, make of a few small frames."""
     rng = np.random.default_rng(7)
     maps = MapSpec(orientations=5, cell=4)
-    bank = np.ones((3, 5 * 4 * 12), np.float32)
+    # More than one round of the lanes, and all alike.
+    bank = np.ones((70, 5 * 4 * 12), np.float32)
     scales = ((5, 8, 40), (3, 4, 6))
     gains = rng.integers(3000, 5000, (90, 130), dtype=np.uint16)
     found: list[object] = []

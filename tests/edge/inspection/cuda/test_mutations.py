@@ -30,6 +30,7 @@ MUTANTS = [
     ("hog", "votes[k * HOG_STRIP + i] += share[k", "votes[(k + 1) % K * HOG_STRIP + i] += share[k"),
     ("hog", "y > 0 && y < height - 1", "y > 0 && y < height"),
     ("nearest", "similarity[k] > similarity[at]", "similarity[k] >= similarity[at]"),
+    ("nearest", "here == there && lane[j] < at", "here == there"),
     ("compare", "n = smaller(COMPARE_STRIP, positions - first)", "n = COMPARE_STRIP"),
     ("compare", "if (value > kth) sum += value", "if (value >= kth) sum += value"),
     ("prepare", "end - t >= 4 ? 4 : end - t >= 2", "end - t >= 3 ? 4 : end - t >= 2"),
