@@ -21,8 +21,8 @@ PROMPTS = ("nearest-hog", "nearest-features", "random", "fixed", "none")
 class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What decides the outcome of a run, given its images.
 
-    Budget: `minutes` of wall time for everything, or `epochs` of the recover stage, to which the others are in
-    proportion.  `weights` is `auto`, `self` or a file name; `backbone` is
+    Budget: `minutes` of wall time for everything, or `epochs` or `steps` of the recover stage, to which the others are
+    in proportion.  `weights` is `auto`, `self` or a file name; `backbone` is
     one of `BACKBONES`, or `auto`, as the weights say.  The size of `input` counts: its order and normalisation follow
     the backbone.  `turned` is `auto`, `none` or names of `train.variants.TRANSFORMS` with commas between; `altered` has
     copies with altered maps teach recovery.  `coarse` is a folder of images that show a defect somewhere, or `split`;
@@ -42,6 +42,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 0
     minutes: float | None = None
     epochs: int | None = None
+    steps: int | None = None
     input: InputSpec = InputSpec()
     canvas: CanvasSpec = ONE_TILE
     map: MapSpec = MapSpec()

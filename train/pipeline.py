@@ -104,7 +104,7 @@ def _self_trained(trainer: Trainer, images: PreparedImages) -> tuple[Backbone, s
     phase = SelfPhase(images)
     torch.manual_seed(config.seed)
     method = find_method(config)
-    plan = trainer.plan(len(images), method.self_epochs * (config.epochs or method.epochs), SELF_SHARE)
+    plan = trainer.plan(len(images), method.epochs, SELF_SHARE, times=method.self_epochs)
     trainer.run_phase(phase, len(images), plan, salt=1)
     # Kept as the extractor from here on.
     del trainer.finished[phase.name]

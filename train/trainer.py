@@ -183,11 +183,15 @@ class Trainer:
         #: Weights of the phases that are over, by name: every checkpoint carries them along.
         self.finished: dict[str, Any] = {}
 
-    def plan(self, count: int, epochs: float, share: float) -> Plan:
-        """Plan `epochs` passes over `count` images, or in a timed run, `share` of the time that is left."""
+    def plan(self, count: int, usual_epochs: int, share: float, *, times: float = 1.0) -> Plan:
+        """Plan `times` the run's steps or its epochs over `count` images; in a timed run, `share` of the time left.
+
+        `usual_epochs` are those of a run that states no budget.
+        """
         if self.budget.minutes is not None:
             return Plan(seconds=on_leader(lambda: max(0.0, self.budget.left() * share)))
-        return Plan(steps=max(1, round(epochs * steps_per_epoch(count, self.config.batch))))
+        steps = self.config.steps or (self.config.epochs or usual_epochs) * steps_per_epoch(count, self.config.batch)
+        return Plan(steps=max(1, round(times * steps)))
 
     def run_phase(self, phase: Phase, count: int, plan: Plan, salt: int) -> None:
         """Train `phase.module` to the end of its plan, resuming where a checkpoint of this phase stands.

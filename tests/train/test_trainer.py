@@ -87,6 +87,26 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_photos: Path, random
     return out
 
 
+@pytest.mark.parametrize(
+    ("budget", "count", "steps"),
+    [
+        ({"steps": 7}, 12, 7),
+        ({"steps": 7}, 1200, 7),
+        ({"epochs": 3}, 12, 9),
+        ({"epochs": 3}, 1200, 900),
+        ({}, 12, 15),
+    ],
+)
+def test_a_budget_counts_steps_or_passes(
+    tmp_path: Path, budget: dict[str, int], count: int, steps: int, random_weights: Path
+) -> None:
+    settings = config(tmp_path, random_weights, **{"epochs": None, **budget})
+    budget_left = SimpleNamespace(minutes=None)
+    one = trainer.Trainer(RunFolder(tmp_path), settings, budget_left, None, torch.device("cpu"))  # type: ignore[arg-type]
+    assert one.plan(count, 5, 1.0) == Plan(steps=steps)
+    assert one.plan(count, 5, 1.0, times=2.0) == Plan(steps=2 * steps)
+
+
 def test_the_same_seed_gives_the_same_model(
     tmp_path: Path, tiny_photos: Path, random_weights: Path, unbroken: Path
 ) -> None:

@@ -34,7 +34,7 @@ def fit_plain(trainer: Trainer, model: Ckaad, images: PreparedImages, coarse: Pr
 def _run(trainer: Trainer, phase: ReconstructPhase, images: PreparedImages) -> None:
     config = trainer.config
     phase.cache.fill(config.batch)
-    plan = trainer.plan(len(images), config.epochs or CKAAD.epochs, 1.0)
+    plan = trainer.plan(len(images), CKAAD.epochs, 1.0)
     trainer.run_phase(phase, len(images), plan, salt=4)
 
 

@@ -53,6 +53,7 @@ def settings_parser() -> argparse.ArgumentParser:
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=positive_number, metavar="M", help="fit the schedule to this much wall time")
     budget.add_argument("--epochs", type=whole_number, metavar="N", help="passes of the main stage (redi 30, else 200)")
+    budget.add_argument("--steps", type=whole_number, metavar="N", help="of the main stage, however many images")
     p.add_argument(
         "--method",
         choices=METHODS,
@@ -263,6 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 seed=args.seed,
                 minutes=args.minutes,
                 epochs=args.epochs,
+                steps=args.steps,
                 input=InputSpec(height=height, width=width),
                 canvas=canvas,
                 batch=args.batch or usual.batch,

@@ -83,7 +83,7 @@ def _recover(
 ) -> None:
     phase = RecoverPhase(model, images, bank, prompts)
     share = RECOVER_SHARE if trainer.config.frb else 1.0
-    plan = trainer.plan(_originals(images), trainer.config.epochs or REDI.epochs, share)
+    plan = trainer.plan(_originals(images), REDI.epochs, share)
     trainer.run_phase(phase, len(images), plan, salt=2)
 
 
@@ -103,7 +103,7 @@ def _discriminate(
         phase = UnionPhase(model, images, bank, prompts, config.correlation_weight, coarse)
         phase.coarse.fill(config.batch)
     phase.cache.fill(config.batch)
-    plan = trainer.plan(_originals(images), DISCRIMINATE_EPOCHS * (config.epochs or REDI.epochs), 1.0)
+    plan = trainer.plan(_originals(images), REDI.epochs, 1.0, times=DISCRIMINATE_EPOCHS)
     trainer.run_phase(phase, len(images), plan, salt=3)
 
 
