@@ -25,6 +25,7 @@ from edge.manifest import (
     MapSpec,
     ModelSpec,
 )
+from tests.ports import free_port
 
 PROMPTS = 3
 
@@ -102,3 +103,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root can mount a small disk")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture(name="free_port")
+def a_free_port() -> int:
+    """A port at which nobody listens, nor at the next two."""
+    return free_port()

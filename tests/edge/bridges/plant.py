@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from tests.edge.bridges.proxy import Proxy, to_tcp, to_unix
 from tests.edge.bridges.view import View
 from tests.edge.bridges.wirings import WIRINGS, Plc, Wiring
 from tests.edge.events.killed import Killer
+from tests.ports import free_port
 
 
 class Plant:
@@ -144,11 +144,4 @@ class Plant:
         wait_for(lambda: self.line.done)
 
 
-def free_port() -> int:
-    """Return a port at which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-__all__ = ["WIRINGS", "Plant", "free_port"]
+__all__ = ["WIRINGS", "Plant"]

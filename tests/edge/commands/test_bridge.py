@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import io
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +14,8 @@ from edge.bridges.tags import INPUT_TAGS, TAGS
 from edge.commands.bridge import main
 from tests.edge.bridges.driving import write_config
 from tests.edge.bridges.modbus_plc import ServingPlc
-from tests.edge.bridges.plant import free_port
 from tests.edge.bridges.plc import Line, Program, Values
+from tests.ports import free_port
 
 CONFIG = '[[plc]]\nname = "line1"\nprotocol = "modbus"\nto_plc = 400\nfrom_plc = 500\n'
 
@@ -58,11 +57,9 @@ def test_what_cannot_be_is_refused(
 
 
 def test_it_runs_without_station_and_plc_until_it_is_ended(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free_port = probe.getsockname()[1]
+    port = free_port()
     path = tmp_path / "bridge.toml"
-    path.write_text(f"{CONFIG}port = {free_port}\n")
+    path.write_text(f"{CONFIG}port = {port}\n")
     command = [sys.executable, "-m", "edge.commands.bridge", "--config", str(path), "--events", f"ipc://{tmp_path}/e"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -74,7 +71,7 @@ def test_it_runs_without_station_and_plc_until_it_is_ended(tmp_path: Path) -> No
         process.send_signal(signal.SIGTERM)
         said += process.stderr.read()
         assert process.wait(20) == 0
-    assert f"line1: no connection to 127.0.0.1:{free_port}" in said
+    assert f"line1: no connection to 127.0.0.1:{port}" in said
     assert "stopped" in said
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.tiny_bundle import TinyBundle
 
 LIMIT_S = 60.0
@@ -24,13 +25,6 @@ THREADS = {
     "outlet", "control", "archive", "preview",
     *(f"{camera} {thread}" for camera in ("left", "right") for thread in ("capture", "inspect", "publish", "journal")),
 }  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def fetch(address: str) -> str:

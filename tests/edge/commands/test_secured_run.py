@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,15 +36,6 @@ def panel(tmp_path: Path) -> KeyFolder:
     folder = KeyFolder(tmp_path / "panel-keys")
     folder.make("panel", Kind.CONNECT)
     return folder
-
-
-@pytest.fixture
-def free_port() -> int:
-    for port in random.Random().sample(range(20_000, 32_000), 100):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    pytest.fail("no free port")
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import itertools
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +7,6 @@ import pytest
 
 from edge.events.schema import Event
 from edge.inspection.result import Region, Verdict
-
-# Below the range of outgoing connections, so that a waiting subscriber cannot take the port itself.
-_ports = itertools.count(20_000 + hash(object()) % 10_000)
 
 
 def fixed_event(**changes: Any) -> Event:
@@ -48,16 +43,3 @@ def fixed_event(**changes: Any) -> Event:
 @pytest.fixture
 def make_event() -> Callable[..., Event]:
     return fixed_event
-
-
-@pytest.fixture
-def free_port() -> int:
-    for port in _ports:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError

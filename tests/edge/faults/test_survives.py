@@ -283,16 +283,13 @@ class Stranger(Worker):
 
 
 def test_clients_without_a_key_and_random_bytes_disturb_nobody(
-    tiny: TinyBundle, quick_folder: Path, tmp_path: Path
+    tiny: TinyBundle, quick_folder: Path, tmp_path: Path, free_port: int
 ) -> None:
     ours, theirs = (KeyFolder(tmp_path / name) for name in ("station", "panel"))
     public = ours.make("station", Kind.CONNECT)
     ours.allow(theirs.make("panel", Kind.CONNECT))
     friend = ClientKeys(theirs.pair(Kind.CONNECT), public)
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        ports = [one.getsockname()[1], two.getsockname()[1]]
-    port = min(ports)
-    endpoint = f"tcp://127.0.0.1:{port}"
+    endpoint = f"tcp://127.0.0.1:{free_port}"
     given = options(tiny, quick_folder, publish=endpoint, keys=ours.path)
     plc = Plc(endpoint, keys=friend)
     with (
@@ -302,7 +299,7 @@ def test_clients_without_a_key_and_random_bytes_disturb_nobody(
         Subscriber(endpoint) as eavesdropper,
     ):
         log.wait_for(plc.ask(1))
-        with Stranger([port, port + 1]) as stranger:
+        with Stranger([free_port, free_port + 1]) as stranger:
             log.wait_for(plc.ask(200))
             # Never connected, so never sent.
             assert keyless.send("trigger", Trigger("stranger")) is None
