@@ -52,13 +52,18 @@ def atomic_write(path: Path | str, *, sync: bool = True) -> Iterator[BinaryIO]:
             temporary.unlink()
         raise
     if sync:
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Let the names in a folder outlive a loss of power, where its file system can promise that.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # Some network file systems cannot sync a folder; the rename has happened all the same.
+        # Some network file systems cannot sync a folder; what was done there has happened all the same.
         with contextlib.suppress(OSError):
             os.fsync(descriptor)
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 from edge.errors import JournalError
 from edge.events.issued import Issued, IssuedFile
 from edge.events.store import NewerStoreError, Store, StoreReader, Synchronous
+from edge.files import sync_folder
 
 _DATABASE = "events.db"
 _DAMAGED_KEPT = 2
@@ -114,7 +115,7 @@ class JournalFiles:
             store.close()
             raise
         self.store = store
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         return store
 
     def set_aside(self, problem: str) -> None:
@@ -171,13 +172,3 @@ class JournalFiles:
                 "give each station its own --name, or its own --journal DIR",
             ) from error
         self._lock = descriptor
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # Some network file systems cannot sync a folder.
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
