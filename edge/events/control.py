@@ -20,7 +20,7 @@ from edge.events.bind import serve
 from edge.events.endpoint import check_endpoint, endpoint_beside
 from edge.events.requests import MAX_REQUEST_BYTES, Reply, Request, RequestError, encode
 from edge.events.security import ServerKeys, check_exposure
-from edge.supervision.pulse import Pulse
+from edge.supervision.pulse import Pulse, resting
 
 # Answers that may wait for a client that does not read them.
 _WAITING_ANSWERS = 2
@@ -164,11 +164,8 @@ class Control:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._woken, zmq.POLLIN)
         while True:
-            if self._pulse is not None:
-                self._pulse.idle()
-            ready = dict(poller.poll())
-            if self._pulse is not None:
-                self._pulse.beat()
+            with resting(self._pulse):
+                ready = dict(poller.poll())
             if self._woken in ready:
                 if self._woken.recv() == _END:
                     return

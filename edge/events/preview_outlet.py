@@ -32,7 +32,7 @@ from edge.frames import F32, U8, PixelFormat, Slot
 from edge.images import thinned, to_bgr
 from edge.inspection.result import Verdict
 from edge.machine import lower_priority
-from edge.supervision.pulse import Pulse
+from edge.supervision.pulse import Pulse, resting
 
 DEFAULT_RATE = 5.0
 
@@ -191,11 +191,8 @@ class PreviewOutlet:
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._woken, zmq.POLLIN)
         while True:
-            if self._pulse is not None:
-                self._pulse.idle()
-            ready = dict(poller.poll())
-            if self._pulse is not None:
-                self._pulse.beat()
+            with resting(self._pulse):
+                ready = dict(poller.poll())
             if self._socket in ready:
                 self._drain()
             if self._woken in ready:

@@ -15,7 +15,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,16 @@ class Pulse:
     def idle(self) -> None:
         """Say that the thread waits for work, for as long as that takes, or has ended: not to be taken for a stall."""
         self.seen = math.inf
+
+
+@contextmanager
+def resting(pulse: Pulse | None) -> Iterator[None]:
+    """Wait inside, for as long as it takes, in a thread that is watched if it has a pulse."""
+    if pulse is not None:
+        pulse.idle()
+    yield
+    if pulse is not None:
+        pulse.beat()
 
 
 @dataclass(frozen=True)
