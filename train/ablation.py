@@ -18,10 +18,12 @@ import msgspec
 from edge.errors import EdgeError, UsageError
 from edge.manifest import MapSpec
 from train.commands.run import parser as train_run_parser
+from train.redi.phases import DiscriminatePhase, RecoverPhase
 from train.runfolder import RunFolder
 from train.selftrain import SelfPhase
 from train.sweep import Job
 from train.sweepjob import Outcome, execute, finished
+from train.trainer import Phase
 
 #: Variants by name, each with what it changes as arguments of `train-run`: everything once, by itself.
 DEFAULT_GRID: dict[str, list[str]] = {
@@ -35,6 +37,9 @@ DEFAULT_GRID: dict[str, list[str]] = {
     "no prompt": ["--prompt", "none"],
     "no L_S": ["--correlation-weight", "0"],
     "no FRB": ["--no-frb"],
+    "no density": ["--density-weight", "0"],
+    "no expected distance": ["--no-expected"],
+    "neither of the two": ["--density-weight", "0", "--no-expected"],
     "no turned copies": ["--turned", "none"],
     "altered copies": ["--altered"],
 }
@@ -42,9 +47,14 @@ DEFAULT_GRID: dict[str, list[str]] = {
 #: Arguments of `train-run` that say where and how it runs, not what comes out.
 _WHERE = {"out", "device", "threads", "restart"}
 
-#: Arguments that recover does not depend on, and those that features learnt with `--weights self` do not either.
-_AFTER_RECOVER = {"correlation_weight", "no_frb"}
+#: Arguments that the FRB does not depend on, those that recover does not either, and those that features learnt with
+#: `--weights self` do not.
+_AFTER_FRB = {"density_weight", "no_expected"}
+_AFTER_RECOVER = {"correlation_weight", "no_frb", *_AFTER_FRB}
 _AFTER_PHI = {"map", "prompt", "prompts", "turned", "altered", *_AFTER_RECOVER}
+
+#: The phases that train these parts.
+_PHASES: dict[str, type[Phase]] = {"recover": RecoverPhase, "frb": DiscriminatePhase}
 
 #: In a run's folder: what it took over from another, where it did.
 REUSED = "reused.json"
@@ -69,7 +79,7 @@ class Training:
 
     @property
     def reused(self) -> list[str]:
-        """What it took over from another run of the grid: `phi`, `recover`."""
+        """What it took over from another run of the grid: `phi`, `recover`, `frb`."""
         folder = RunFolder(self.job.folder)
         return list(folder.read_json(REUSED)["parts"]) if (folder.path / REUSED).is_file() else []
 
@@ -167,7 +177,8 @@ def _take_over(training: Training, earlier: Sequence[Training]) -> None:
     if settings["method"] != "redi" or settings["minutes"] is not None or folder.started:
         return
     learnt = settings["weights"] == "self"
-    for allowed, parts in ((_AFTER_RECOVER, ["phi", "recover"]), (_AFTER_PHI, ["phi"])):
+    shared = ((_AFTER_FRB, ["phi", "recover", "frb"]), (_AFTER_RECOVER, ["phi", "recover"]), (_AFTER_PHI, ["phi"]))
+    for allowed, parts in shared:
         donor = next((one for one in earlier if _differing(settings, one.settings()) <= allowed), None)
         parts = parts if learnt else parts[1:]
         if donor is not None and parts:
@@ -184,8 +195,8 @@ def _give(donor: RunFolder, folder: RunFolder, settings: Mapping[str, Any], part
     backbone, model, run = donor.load("backbone.pth"), donor.load("model.pt"), donor.read_json("run.json")
     if backbone is None or model is None:
         raise KeyError("unfinished")
-    recover = {"recover": model["modules"]["recover"]} if "recover" in parts else {}
-    history = {name: value for name, value in run["phases"].items() if name in (SelfPhase.name, *recover)}
+    phases = {phase.name: model["modules"][part] for part, phase in _PHASES.items() if part in parts}
+    history = {name: value for name, value in run["phases"].items() if name in (SelfPhase.name, *phases)}
     config = msgspec.structs.replace(
         donor.config(),
         map=MapSpec(kind=settings["map"]),
@@ -193,12 +204,14 @@ def _give(donor: RunFolder, folder: RunFolder, settings: Mapping[str, Any], part
         prompts=settings["prompts"],
         correlation_weight=settings["correlation_weight"],
         frb=not settings["no_frb"],
+        density_weight=settings["density_weight"],
+        expected=not settings["no_expected"],
         turned=settings["turned"],
         altered=settings["altered"],
     )
     folder.begin(config)
     folder.save("backbone.pth", backbone)
-    folder.save("checkpoint.pt", {"phase": "", "finished": recover, "history": history, "spent": 0.0})
+    folder.save("checkpoint.pt", {"phase": "", "finished": phases, "history": history, "spent": 0.0})
     folder.write_json(REUSED, {"from": donor.path.parent.name, "parts": list(parts)})
 
 

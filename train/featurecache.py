@@ -30,21 +30,24 @@ class FeatureCache:
         self._compute = compute
         self._count, self._device = count, device
         self._rows: dict[int, list[Tensor]] = {}
+        self._used = 0
 
-    def fill(self, batch: int) -> None:
-        """Compute as many images as the budget holds, with a progress bar."""
-        used = 0
+    def fill(self, batch: int, first: int = 0, end: int | None = None) -> None:
+        """Compute as many images as the budget holds, of rows `first` to `end` - 1 (all), with a progress bar."""
+        end = self._count if end is None else end
+        if self._used > FEATURE_CACHE_BYTES or first >= end:
+            return
         with progress(transient=True) as bar:
-            task = bar.add_task("caching features", total=self._count, note="")
-            for begin in range(0, self._count, batch):
-                rows = np.arange(begin, min(begin + batch, self._count))
+            task = bar.add_task("caching features", total=end - first, note="")
+            for begin in range(first, end, batch):
+                rows = np.arange(begin, min(begin + batch, end))
                 features = self._compute(rows)
                 for place, row in enumerate(rows):
                     kept = [f[place].half().cpu() for f in features]
-                    used += sum(f.numel() * 2 for f in kept)
+                    self._used += sum(f.numel() * 2 for f in kept)
                     self._rows[int(row)] = kept
                 bar.advance(task, len(rows))
-                if used > FEATURE_CACHE_BYTES:
+                if self._used > FEATURE_CACHE_BYTES:
                     return
 
     def get(self, rows: NDArray[np.int64]) -> list[Tensor]:

@@ -144,6 +144,12 @@ def settings_parser() -> argparse.ArgumentParser:
     ablations.add_argument(
         "--no-frb", action="store_true", help="compare with the recovered image's features as they are"
     )
+    ablations.add_argument(
+        "--density-weight", type=weight, default=1.0, metavar="W", help="how much rare features count; 0: not (1)"
+    )
+    ablations.add_argument(
+        "--no-expected", action="store_true", help="take distances as they are where recovery usually does badly, too"
+    )
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
     p.add_argument("--threads", type=whole_number, metavar="T", help="CPU threads (all cores)")
     return p
@@ -274,6 +280,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 prompt=args.prompt,
                 correlation_weight=args.correlation_weight,
                 frb=not args.no_frb,
+                density_weight=args.density_weight,
+                expected=not args.no_expected,
                 turned=args.turned,
                 altered=args.altered,
             ),

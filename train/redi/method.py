@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from edge.cli import progress
 from edge.errors import TrainingError
 from edge.frames import F32
+from train.agreement import on_leader
 from train.backbones import Backbone
 from train.canvas import bank_entries
 from train.config import TrainConfig
@@ -15,7 +21,7 @@ from train.prepared import PreparedImages
 from train.redi.bank import assign_prompts, k_centre, random_prompts
 from train.redi.model import ReDi
 from train.redi.phases import DiscriminatePhase, RecoverPhase, encode_bank
-from train.redi.union import UnionPhase
+from train.redi.union import UnionPhase, nearest_prompts
 from train.trainer import Trainer
 from train.variants import admissible, describe, with_variants
 
@@ -25,14 +31,28 @@ DISCRIMINATE_EPOCHS = 1.6
 #: In a timed run: recover's share of the time that is left; the FRB gets the rest.
 RECOVER_SHARE = 0.42
 
+#: In a timed run: share of the FRB's time that computing the features of turned and altered copies may take.
+COPIES_SHARE = 0.2
+
+#: Rows that statistics are taken of; at 256² one has 256 places even at the coarsest scale.
+STATISTICS_ROWS = 64
+
 
 def build(config: TrainConfig, backbone: Backbone) -> ReDi:
     """Make the untrained detector."""
-    return ReDi(backbone, config.input, config.map, prompt=config.prompt, frb=config.frb)
+    return ReDi(
+        backbone,
+        config.input,
+        config.map,
+        prompt=config.prompt,
+        frb=config.frb,
+        density_weight=config.density_weight,
+        expected=config.expected,
+    )
 
 
 def fit(trainer: Trainer, model: ReDi, images: PreparedImages, coarse: PreparedImages | None) -> Bank | None:
-    """Train both stages and encode the prompt bank, if the model takes prompts."""
+    """Train both stages, take the statistics, and encode the prompt bank, if the model takes prompts."""
     config = trainer.config
     if coarse is not None and not config.frb:
         raise TrainingError("coarse anomalies teach the FRB, and this run has none", "leave out --coarse or --no-frb")
@@ -47,11 +67,19 @@ def fit(trainer: Trainer, model: ReDi, images: PreparedImages, coarse: PreparedI
     else:
         prompts = assign_prompts(descriptors, bank, config.prompt_choices, images.origins)
     _recover(trainer, model, images, bank, prompts)
+    model.eval()
+    encoded = encode_bank(model, images, bank)
+    phase = DiscriminatePhase(model, images, encoded, prompts, config.correlation_weight)
+    if coarse is not None:
+        phase = UnionPhase(
+            model, images, encoded, prompts, config.correlation_weight, coarse, nearest_prompts(images, bank, coarse)
+        )
+        phase.coarse.fill(config.batch)
     if config.frb:
-        _discriminate(trainer, model, images, bank, prompts, coarse)
+        _discriminate(trainer, phase, images)
+    _take_statistics(model, phase, images)
     if config.prompt == "none":
         return None
-    encoded = encode_bank(model, images, bank)
     return Bank(
         features={"key": encoded.key.cpu(), "value": encoded.value.cpu()},
         descriptors=descriptors[bank],
@@ -87,24 +115,40 @@ def _recover(
     trainer.run_phase(phase, len(images), plan, salt=2)
 
 
-def _discriminate(
-    trainer: Trainer,
-    model: ReDi,
-    images: PreparedImages,
-    bank: NDArray[np.int64],
-    prompts: NDArray[np.int64],
-    coarse: PreparedImages | None,
-) -> None:
-    config = trainer.config
+def _discriminate(trainer: Trainer, phase: DiscriminatePhase, images: PreparedImages) -> None:
+    """Train the FRB; what does not change of its inputs is computed first, unless it was trained already."""
+    originals, rows = _originals(images), len(images)
+    if phase.name not in trainer.finished:
+        begin = time.monotonic()
+        phase.cache.fill(trainer.config.batch, 0, originals)
+        seconds = time.monotonic() - begin
+        left = trainer.plan(originals, REDI.epochs, 1.0).seconds
+        if left is not None:
+            rows = originals * on_leader(lambda: _affordable(len(images.blocks), seconds, left))
+        phase.cache.fill(trainer.config.batch, originals, rows)
+    plan = trainer.plan(originals, REDI.epochs, 1.0, times=DISCRIMINATE_EPOCHS)
+    trainer.run_phase(phase, rows, plan, salt=3)
+
+
+def _affordable(blocks: int, seconds: float, left: float) -> int:
+    """Return how many of the blocks of rows to learn from, if the features of one take `seconds` to compute.
+
+    Turned copies are worth less than steps: in a short run they would leave no time to learn from anything.
+    """
+    return min(blocks, 1 + int(COPIES_SHARE * left / max(seconds, 1e-6)))
+
+
+def _take_statistics(model: ReDi, phase: DiscriminatePhase, images: PreparedImages, batch: int = 8) -> None:
+    """Fit the statistics to good images as they are, up to `STATISTICS_ROWS` of them, evenly spaced."""
+    count = min(STATISTICS_ROWS, _originals(images))
+    rows = np.linspace(0, _originals(images) - 1, count).round().astype(np.int64)
     model.eval()
-    if coarse is None:
-        phase = DiscriminatePhase(model, images, bank, prompts, config.correlation_weight)
-    else:
-        phase = UnionPhase(model, images, bank, prompts, config.correlation_weight, coarse)
-        phase.coarse.fill(config.batch)
-    phase.cache.fill(config.batch)
-    plan = trainer.plan(_originals(images), REDI.epochs, 1.0, times=DISCRIMINATE_EPOCHS)
-    trainer.run_phase(phase, len(images), plan, salt=3)
+    pairs = []
+    with progress(transient=True) as bar, torch.no_grad():
+        for part in bar.track(np.array_split(rows, math.ceil(count / batch)), description="taking statistics"):
+            reference, recovered = phase.pair(part)
+            pairs.append((reference, model.frb(recovered)))
+        model.statistics.fit(pairs)
 
 
 def _originals(images: PreparedImages) -> int:
@@ -119,5 +163,17 @@ REDI = Method(
     batch=8,
     learning_rate=1e-3,
     self_epochs=3.0,
-    takes=("altered", "coarse", "correlation_weight", "frb", "map", "prompt", "prompt_choices", "prompts", "turned"),
+    takes=(
+        "altered",
+        "coarse",
+        "correlation_weight",
+        "density_weight",
+        "expected",
+        "frb",
+        "map",
+        "prompt",
+        "prompt_choices",
+        "prompts",
+        "turned",
+    ),
 )

@@ -13,6 +13,7 @@ from train.detector import Detector, compare_spec
 from train.redi.discriminate import FeatureRecoveryBlock, Features
 from train.redi.maps import make_map, map_channels
 from train.redi.recover import PromptFeatures, Recover
+from train.redi.statistics import FeatureStatistics
 
 #: What a station does for each way to choose: of a fixed prompt's bank of one, the only entry is the nearest.
 _CHOICES = {"nearest-hog": "nearest", "fixed": "nearest", "none": "nearest"}
@@ -27,6 +28,8 @@ class ReDi(Detector):
         map_spec: the self-generated map.
         prompt: how prompts are chosen, one of `train.config.PROMPTS`; `none`: recover from the map alone.
         frb: False compares with the features of the recovered image as they are, `F_Y = R_Y`.
+        density_weight: how much rare features count; 0: not at all.
+        expected: False takes distances as they are, wherever recovery usually does badly.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class ReDi(Detector):
         *,
         prompt: str = "nearest-hog",
         frb: bool = True,
+        density_weight: float = 1.0,
+        expected: bool = True,
     ) -> None:
         super().__init__()
         self.input_spec, self.map_spec, self.prompt = input_spec, map_spec, prompt
@@ -45,20 +50,23 @@ class ReDi(Detector):
         self.map = make_map(input_spec, map_spec)
         self.recover = Recover(map_channels(map_spec), map_spec.cell, cells, prompted=prompt != "none")
         self.frb = FeatureRecoveryBlock(backbone.channels) if frb else nn.Identity()
+        scales = compare_spec(input_spec, backbone.scales).scales
+        self.statistics = FeatureStatistics(scales, density_weight, expected)
 
     @property
     def learnt(self) -> dict[str, nn.Module]:
-        """The networks of both stages."""
-        return {"recover": self.recover, "frb": self.frb}
+        """The networks of both stages, and the statistics that are taken after them."""
+        return {"recover": self.recover, "frb": self.frb, "statistics": self.statistics}
 
     def forward(self, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Return `F_X` then `F_Y`, three scales each, finest first.
+        """Return `F_X` then `F_Y`, three scales each, finest first, with the channels of the statistics.
 
         `others` are HOG where it is the map, then `prompt_key` and `prompt_value` where there is a prompt.
         """
         h, prompt = (others[0], others[1:]) if self.map is None else (self.map(x), others)
         y = self.recover(h, PromptFeatures(*prompt) if prompt else None)
-        return (*self.phi(x), *self.frb(self.phi(y)))
+        features: tuple[Tensor, ...] = self.statistics(self.phi(x), self.frb(self.phi(y)))
+        return features
 
     def recovered_features(self, h: Tensor, prompt: PromptFeatures) -> Features:
         """`R_Y = phi(Y)`: what the FRB is trained on."""
@@ -81,12 +89,13 @@ class ReDi(Detector):
 
     def spec(self, precision: str = "fp32") -> ModelSpec:
         """Describe this model for the bundle."""
+        scales = [(channels + self.statistics.extra, stride) for channels, stride in self.phi.scales]
         return ModelSpec(
             method="redi",
             backbone=self.phi.name,
             input=self.input_spec,
             map=self.map_spec,
-            compare=compare_spec(self.input_spec, self.phi.scales),
+            compare=compare_spec(self.input_spec, scales),
             core=CoreSpec(
                 precision=precision,
                 uses_map=self.map is None,

@@ -54,14 +54,14 @@ class DiscriminatePhase(Phase):
         self,
         model: ReDi,
         images: PreparedImages,
-        bank: NDArray[np.int64],
+        encoded: PromptFeatures,
         prompts: NDArray[np.int64],
         correlation_weight: float,
     ) -> None:
         self.module: nn.Module = model.frb
         self._model, self._images, self._prompts = model, images, prompts
         self._weight = correlation_weight
-        self._encoded = encode_bank(model, images, bank)
+        self._encoded = encoded
         self.cache = FeatureCache(self._features, len(images), images.device)
 
     def _features(self, rows: NDArray[np.int64]) -> list[Tensor]:
@@ -75,11 +75,14 @@ class DiscriminatePhase(Phase):
         reference: Features = self._model.phi(x)
         return [*reference, *self._model.recovered_features(h, prompt)]
 
+    def pair(self, rows: NDArray[np.int64]) -> tuple[Features, Features]:
+        """Return `F_X` and `R_Y` of these rows, from the cache where it has them."""
+        return halves(self.cache.get(rows))
+
     def loss(self, indices: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
         """Return `L_Dis` of these rows."""
         (indices,) = share(indices)
-        features = self.cache.get(indices)
-        reference, recovered = features[: len(features) // 2], features[len(features) // 2 :]
+        reference, recovered = self.pair(indices)
         return self._alignment(reference, self._model.frb(recovered))
 
     def _alignment(self, reference: Sequence[Tensor], normal: Sequence[Tensor]) -> Tensor:
@@ -88,6 +91,12 @@ class DiscriminatePhase(Phase):
         if self._weight > 0:
             loss = loss + self._weight * correlation_loss(reference, normal)
         return loss
+
+
+def halves(features: Sequence[Tensor]) -> tuple[Features, Features]:
+    """Return the first three of six, and the others."""
+    a, b, c, d, e, f = features
+    return (a, b, c), (d, e, f)
 
 
 @torch.no_grad()

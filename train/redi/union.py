@@ -16,7 +16,8 @@ from train.featurecache import FeatureCache
 from train.prepared import PreparedImages
 from train.redi.bank import assign_prompts
 from train.redi.model import ReDi
-from train.redi.phases import DiscriminatePhase
+from train.redi.phases import DiscriminatePhase, halves
+from train.redi.recover import PromptFeatures
 from train.trainer import Update
 
 
@@ -29,10 +30,11 @@ class UnionPhase(DiscriminatePhase):
     Args:
         model: the detector, its recover network trained.
         images: good ones.
-        bank: rows of `images` that prompt.
-        prompts: which of them each image gets, best first.
+        encoded: the prompt bank.
+        prompts: which of its entries each image gets, best first.
         correlation_weight: of `L_S`.
         coarse: images that show a defect somewhere.
+        nearest: the entry of the bank that prompts each of them.
         weight: `lambda`.
     """
 
@@ -42,20 +44,18 @@ class UnionPhase(DiscriminatePhase):
         self,
         model: ReDi,
         images: PreparedImages,
-        bank: NDArray[np.int64],
+        encoded: PromptFeatures,
         prompts: NDArray[np.int64],
         correlation_weight: float,
         coarse: PreparedImages,
+        nearest: NDArray[np.int64],
         weight: float = ENERGY_WEIGHT,
     ) -> None:
-        super().__init__(model, images, bank, prompts, correlation_weight)
+        super().__init__(model, images, encoded, prompts, correlation_weight)
         patches = nn.ModuleList(PatchDiscriminator(channels) for channels in model.phi.channels)
         self.patches = patches.to(images.device)
         self.module = nn.ModuleDict({"frb": model.frb, "patches": self.patches})
         self._coarse_count, self._energy_weight = len(coarse), weight
-        entries = len(bank)
-        described = np.concatenate([images.descriptors[bank], coarse.descriptors])
-        nearest = assign_prompts(described, np.arange(entries))[entries:, 0]
         self.coarse = FeatureCache(
             lambda rows: self._pair(coarse.images(rows), coarse.maps(rows), nearest[rows]), len(coarse), images.device
         )
@@ -69,8 +69,8 @@ class UnionPhase(DiscriminatePhase):
         """Return `L_D`, and keep the step's features for `loss`."""
         # Anomalies are few: every process takes all of them, and `counts` says so.
         marked = max(1, len(indices) // GOOD_PER_ANOMALY)
-        anomalies, recovered = _halves(self.coarse.get(rng.integers(0, self._coarse_count, marked)))
-        good, good_recovered = _halves(self.cache.get(*share(indices)))
+        anomalies, recovered = halves(self.coarse.get(rng.integers(0, self._coarse_count, marked)))
+        good, good_recovered = self.pair(*share(indices))
         normal, normalised = self._model.frb(good_recovered), self._model.frb(recovered)
         counts = len(indices), marked
         self._step = good, normal, normalised, counts
@@ -93,5 +93,7 @@ class UnionPhase(DiscriminatePhase):
         return [judge(f) for judge, f in zip(self.patches, features, strict=True)]
 
 
-def _halves(features: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    return features[: len(features) // 2], features[len(features) // 2 :]
+def nearest_prompts(images: PreparedImages, bank: NDArray[np.int64], coarse: PreparedImages) -> NDArray[np.int64]:
+    """Return the entry of the bank, rows of `images`, that is nearest to each row of `coarse`."""
+    described = np.concatenate([images.descriptors[bank], coarse.descriptors])
+    return assign_prompts(described, np.arange(len(bank)))[len(bank) :, 0]

@@ -15,8 +15,8 @@ from train.prepared import PreparedImages, prepare
 from train.redi.bank import assign_prompts, k_centre
 from train.redi.method import fit
 from train.redi.model import ReDi
-from train.redi.phases import DiscriminatePhase
-from train.redi.union import UnionPhase
+from train.redi.phases import DiscriminatePhase, encode_bank
+from train.redi.union import UnionPhase, nearest_prompts
 
 SIZE = InputSpec(height=64, width=64)
 
@@ -40,8 +40,9 @@ def phases(model: ReDi, images: PreparedImages, weight: float = 0.02) -> tuple[D
         images.x[:3].flip(3), images.h[:3].flip(3), images.descriptors[:3], images.names[:3], images.digests[:3]
     )
     model.eval()
-    return DiscriminatePhase(model, images, bank, prompts, 1.0), UnionPhase(
-        model, images, bank, prompts, 1.0, coarse, weight
+    encoded = encode_bank(model, images, bank)
+    return DiscriminatePhase(model, images, encoded, prompts, 1.0), UnionPhase(
+        model, images, encoded, prompts, 1.0, coarse, nearest_prompts(images, bank, coarse), weight
     )
 
 

@@ -1,0 +1,194 @@
+"""What is usual on good parts: how common a feature is, and how well recovery does where it stands.
+
+A plain cosine between `F_X` and `F_Y` takes every difference alike.  Two statistics of good images, both in closed form
+after training, weigh it:
+
+*Density.*  `g = |S^(-1/2) (x - mu)|^2`, scaled to a mean of 1: the Mahalanobis distance of `x = F_X / |F_X|` from all
+features of good images at this scale, wherever they stand (Rippel, Mertens and Merhof 2020 judge whole images so).  It
+sees what recovery gave back because the map showed it, such as a crack's edges.
+
+*Expected distance.*  `E`: what the distance usually is on good parts where the recovered features are like these and at
+this place, a ridge regression of its logarithm.  Recovery is worse on texture than on plain surfaces, and worse at
+outlines; what counts is how much worse it is than usual.
+
+Together, per place and scale:
+
+    distance = (1 - cos(x, y) / sqrt(1 + density_weight g)) / (1 + E / (3 E_mean))
+
+Both enter as further channels of `F_X` and `F_Y`, so that the cosine of what the core gives is one minus this distance:
+kernels, bundles and stations know nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from train.redi.discriminate import Features
+
+#: What is added to every eigenvalue of a covariance, as a share of their mean.
+SHRINKAGE = 0.01
+
+#: Penalty of the regression, as a share of a feature's mean square.
+RIDGE = 1e-3
+
+#: The expected distance divides from about this many times its mean on; below, the distance counts as it is.
+TOLERATED = 3.0
+
+#: Keeps logarithms and quotients finite.
+SMALL = 1e-3
+
+#: One scale of some good images: `F_X` and `F_Y`, each `(N, C, h, w)`.
+Pair = tuple[Tensor, Tensor]
+
+
+class ScaleStatistics(nn.Module):
+    """The statistics of one scale.  Unfitted, nothing is unusual and all distances are expected alike.
+
+    Args:
+        channels: of the scale.
+        size: its `(height, width)`.
+        density_weight: of `g`; 0: without density, and without its channel.
+        expected: False: without the expected distance, and without its channel.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, int], density_weight: float, expected: bool) -> None:
+        super().__init__()
+        self.weight = density_weight
+        if density_weight:
+            self.density = _zero(nn.Conv2d(channels, channels, 1, bias=False))
+            self.centre = _zero(nn.Conv2d(1, channels, 1, bias=False))
+        self.expects = expected
+        if expected:
+            self.expected = _zero(nn.Conv2d(channels, 1, 1, bias=False))
+            self.place: Tensor
+            self.register_buffer("place", torch.zeros(1, 1, *size))
+            self.limits: Tensor
+            self.register_buffer("limits", torch.zeros(2))
+
+    def forward(self, x: Tensor, y: Tensor) -> Pair:
+        """Return `F_X` and `F_Y`, `(N, C, h, w)`, with the statistics' channels behind their own."""
+        length_x, length_y = _length(x), _length(y)
+        xs, ys = [x], [y]
+        if self.weight:
+            unusual = _length(self.density(x) - self.centre(length_x.to(x.dtype)))
+            length_x = (length_x.square() + unusual.square()).sqrt()
+            xs.append(unusual.to(x.dtype))
+            ys.append(torch.zeros_like(ys[0][:, :1]))
+        if self.expects:
+            slack = (self._usual(y, length_y) / TOLERATED).sqrt()
+            xs.append((slack * length_x).to(x.dtype))
+            ys.append((slack * length_y).to(y.dtype))
+        return torch.cat(xs, 1), torch.cat(ys, 1)
+
+    def _usual(self, y: Tensor, length_y: Tensor) -> Tensor:
+        """Return `E / E_mean`, float32 `(N, 1, h, w)`."""
+        logarithm = self.expected(y).float() / (length_y + SMALL) + self.place.float()
+        lowest, highest = self.limits.float()
+        return torch.minimum(torch.maximum(logarithm, lowest), highest).exp()
+
+    @torch.no_grad()
+    def fit(self, pairs: Sequence[Pair]) -> None:
+        """Set the statistics from batches of good images."""
+        if self.weight:
+            self._fit_density([x for x, _ in pairs])
+        if self.expects:
+            self._fit_expected(pairs)
+
+    def _fit_density(self, batches: Sequence[Tensor]) -> None:
+        count, total, moments = 0, torch.zeros(()), torch.zeros(())
+        for x in batches:
+            columns = _columns(F.normalize(x.float(), dim=1))
+            count += columns.shape[1]
+            total = total + columns.sum(1)
+            moments = moments + columns @ columns.T
+        mean = total / count
+        covariance = moments / count - torch.outer(mean, mean)
+        spread = covariance.diagonal().mean()
+        if not spread > 0:
+            return
+        values, vectors = torch.linalg.eigh(covariance / spread)
+        values = values.clamp_min(0)
+        # The mean of g over these features is one: the trace of what whitening makes of their own covariance.
+        usual = (values / (values + SHRINKAGE)).sum()
+        whitening = (vectors * (self.weight / usual / spread / (values + SHRINKAGE)).sqrt()) @ vectors.T
+        self.density.weight.copy_(whitening[:, :, None, None])
+        self.centre.weight.copy_((whitening @ mean)[:, None, None, None])
+
+    def _fit_expected(self, pairs: Sequence[Pair]) -> None:
+        place = _places(*self.place.shape[2:])
+        gram, right, count, sum_distance = torch.zeros(()), torch.zeros(()), 0, 0.0
+        for x, y in pairs:
+            rows, target, distance = self._regressed(x, y, place)
+            gram, right = gram + rows @ rows.T, right + rows @ target
+            count, sum_distance = count + len(target), sum_distance + float(distance.sum())
+        channels = self.expected.weight.shape[1]
+        penalty = RIDGE * count / channels * torch.eye(len(gram), dtype=gram.dtype)
+        solved = torch.linalg.solve(gram + penalty, right)
+        mean = max(sum_distance / count, SMALL)
+        self.expected.weight.copy_(solved[:channels].view(1, -1, 1, 1))
+        self.place.copy_((torch.einsum("p,phw->hw", solved[channels:], place) - torch.tensor(mean).log())[None, None])
+        self.limits.copy_(torch.tensor([-torch.inf, torch.inf]))
+        fitted = [self._usual(y.float(), _length(y)).log() for _, y in pairs]
+        # Features that good parts do not have may expect anything.
+        self.limits.copy_(torch.stack([min(f.min() for f in fitted), max(f.max() for f in fitted)]))
+
+    def _regressed(self, x: Tensor, y: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the logarithm of the distance is regressed on `(C + terms, places)`, itself, and the distance."""
+        rows = _columns(F.normalize(y.float(), dim=1))
+        terms = place.flatten(1).repeat(1, len(x))
+        unusual = _length(self.density(x.float()) - self.centre(_length(x))) if self.weight else x.new_zeros(())
+        cosine = (x.float() * y.float()).sum(1, keepdim=True) / (_length(y) + SMALL)
+        distance = _columns(1 - cosine / ((_length(x).square() + unusual.float().square()).sqrt() + SMALL))[0]
+        return torch.cat([rows, terms]), (distance.clamp_min(0) + SMALL).log(), distance
+
+
+class FeatureStatistics(nn.Module):
+    """The statistics of every scale.
+
+    Args:
+        scales: `(channels, height, width)`, finest first.
+        density_weight: see `ScaleStatistics`.
+        expected: see `ScaleStatistics`.
+    """
+
+    def __init__(self, scales: Sequence[tuple[int, int, int]], density_weight: float, expected: bool) -> None:
+        super().__init__()
+        self.extra = bool(density_weight) + expected
+        self.scales = nn.ModuleList(ScaleStatistics(c, (h, w), density_weight, expected) for c, h, w in scales)
+
+    def forward(self, reference: Features, recovered: Features) -> tuple[Tensor, ...]:
+        """Return `F_X` then `F_Y` of any number of images, each scale with `extra` channels more."""
+        pairs = [scale(x, y) for scale, x, y in zip(self.scales, reference, recovered, strict=True)]
+        return (*(x for x, _ in pairs), *(y for _, y in pairs))
+
+    def fit(self, batches: Sequence[tuple[Features, Features]]) -> None:
+        """Set the statistics from batches of `(F_X, F_Y)` of good images."""
+        for level, scale in enumerate(self.scales):
+            assert isinstance(scale, ScaleStatistics)
+            scale.fit([(reference[level], recovered[level]) for reference, recovered in batches])
+
+
+def _zero(conv: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(conv.weight)
+    return conv
+
+
+def _length(f: Tensor) -> Tensor:
+    """Return the length of every place's vector, float32 `(N, 1, h, w)`, whatever the precision around it."""
+    return f.float().square().sum(1, keepdim=True).sqrt()
+
+
+def _columns(f: Tensor) -> Tensor:
+    """Return every place's vector of all images as a column, `(C, places)`, float64 in main memory."""
+    return f.transpose(0, 1).flatten(1).double().cpu()
+
+
+def _places(height: int, width: int) -> Tensor:
+    """Return the terms of the polynomial in the place, `(terms, h, w)`, float64; the middle is the origin."""
+    y = torch.linspace(-1, 1, height, dtype=torch.float64)[:, None].expand(height, width)
+    x = torch.linspace(-1, 1, width, dtype=torch.float64)[None].expand(height, width)
+    return torch.stack([torch.ones_like(y), y, x, y * y, x * x, x * y, y**4, x**4])
