@@ -39,7 +39,6 @@ DEFAULT_GRID: dict[str, list[str]] = {
     "no FRB": ["--no-frb"],
     "no density": ["--density-weight", "0"],
     "no expected distance": ["--no-expected"],
-    "neither of the two": ["--density-weight", "0", "--no-expected"],
     "no turned copies": ["--turned", "none"],
     "altered copies": ["--altered"],
 }

@@ -53,7 +53,8 @@ class FeatureCache:
     def get(self, rows: NDArray[np.int64]) -> list[Tensor]:
         """Return the tensors of these rows, float32, channels last."""
         if any(int(row) not in self._rows for row in rows):
-            return list(self._compute(rows))
+            # Rounded as if they had been kept: what is learnt must not depend on where the memory ended.
+            return [f.half().float() for f in self._compute(rows)]
         kept = [self._rows[int(row)] for row in rows]
         # Widened first: under bf16 autocast a CPU refuses to stack fp16.
         stacks = (torch.stack([f.float() for f in column]).to(self._device) for column in zip(*kept, strict=True))

@@ -38,8 +38,14 @@ RIDGE = 1e-3
 #: The expected distance divides from about this many times its mean on; below, the distance counts as it is.
 TOLERATED = 3.0
 
-#: Keeps logarithms and quotients finite.
+#: Keeps logarithms of distances finite.
 SMALL = 1e-3
+
+#: Mean variance of unit vectors' components below which they are all one and the same.
+FLAT = 1e-12
+
+#: Shorter vectors have no direction.
+SHORTEST = 1e-6
 
 #: One scale of some good images: `F_X` and `F_Y`, each `(N, C, h, w)`.
 Pair = tuple[Tensor, Tensor]
@@ -86,7 +92,7 @@ class ScaleStatistics(nn.Module):
 
     def _usual(self, y: Tensor, length_y: Tensor) -> Tensor:
         """Return `E / E_mean`, float32 `(N, 1, h, w)`."""
-        logarithm = self.expected(y).float() / (length_y + SMALL) + self.place.float()
+        logarithm = self.expected(y).float() / length_y.clamp_min(SHORTEST) + self.place.float()
         lowest, highest = self.limits.float()
         return torch.minimum(torch.maximum(logarithm, lowest), highest).exp()
 
@@ -108,7 +114,7 @@ class ScaleStatistics(nn.Module):
         mean = total / count
         covariance = moments / count - torch.outer(mean, mean)
         spread = covariance.diagonal().mean()
-        if not spread > 0:
+        if not spread > FLAT:
             return
         values, vectors = torch.linalg.eigh(covariance / spread)
         values = values.clamp_min(0)
@@ -141,8 +147,9 @@ class ScaleStatistics(nn.Module):
         rows = _columns(F.normalize(y.float(), dim=1))
         terms = place.flatten(1).repeat(1, len(x))
         unusual = _length(self.density(x.float()) - self.centre(_length(x))) if self.weight else x.new_zeros(())
-        cosine = (x.float() * y.float()).sum(1, keepdim=True) / (_length(y) + SMALL)
-        distance = _columns(1 - cosine / ((_length(x).square() + unusual.float().square()).sqrt() + SMALL))[0]
+        cosine = (x.float() * y.float()).sum(1, keepdim=True) / _length(y).clamp_min(SHORTEST)
+        length = (_length(x).square() + unusual.square()).sqrt().clamp_min(SHORTEST)
+        distance = _columns(1 - cosine / length)[0]
         return torch.cat([rows, terms]), (distance.clamp_min(0) + SMALL).log(), distance
 
 

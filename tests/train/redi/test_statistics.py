@@ -1,0 +1,183 @@
+"""The statistics of good features, against the formulas in NumPy and float64."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from train.redi.discriminate import Features
+from train.redi.statistics import RIDGE, SHRINKAGE, SMALL, TOLERATED, FeatureStatistics, Pair, ScaleStatistics
+
+F64 = NDArray[np.float64]
+SCALES = ((4, 8, 12), (6, 4, 6), (8, 2, 3))
+
+
+def some(seed: int, batch: int = 3, scale: tuple[int, int, int] = SCALES[0]) -> torch.Tensor:
+    return torch.rand(batch, *scale, generator=torch.Generator().manual_seed(seed)) + 0.1
+
+
+def near(x: torch.Tensor, seed: int) -> torch.Tensor:
+    """What recovery might make of it: better on the left."""
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) - 0.5
+    return x + noise * torch.linspace(0.1, 1.0, x.shape[3])
+
+
+def good_pairs() -> list[Pair]:
+    batches = [some(1), some(2, batch=5)]
+    return [(x, near(x, seed)) for seed, x in enumerate(batches)]
+
+
+def fitted(density_weight: float, expected: bool, pairs: list[Pair] | None = None) -> ScaleStatistics:
+    statistics = ScaleStatistics(SCALES[0][0], SCALES[0][1:], density_weight, expected)
+    statistics.fit(good_pairs() if pairs is None else pairs)
+    return statistics.eval()
+
+
+def distances(statistics: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> F64:
+    """One minus the cosine of what comes out, in float64: what a station computes."""
+    with torch.no_grad():
+        a, b = (side.double() for side in statistics(x, y))
+    return (1 - torch.cosine_similarity(a, b, dim=1)).numpy()
+
+
+def unit(f: torch.Tensor) -> F64:
+    """Unit vectors as rows."""
+    rows: F64 = f.double().movedim(1, -1).reshape(-1, f.shape[1]).numpy()
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def mahalanobis(x: torch.Tensor) -> F64:
+    """`g` of every place of `x`, by the definition."""
+    good = np.concatenate([unit(f) for f, _ in good_pairs()])
+    mean, covariance = good.mean(0), np.cov(good.T, bias=True)
+    shrunk = covariance + SHRINKAGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+
+    def squared(rows: F64) -> F64:
+        offset = rows - mean
+        return np.einsum("nc,cd,nd->n", offset, np.linalg.inv(shrunk), offset)
+
+    return (squared(unit(x)) / squared(good).mean()).reshape(len(x), *x.shape[2:])
+
+
+def plain(x: torch.Tensor, y: torch.Tensor) -> F64:
+    return (1 - torch.cosine_similarity(x.double(), y.double(), dim=1)).numpy()
+
+
+def test_unfitted_the_cosine_is_what_it_was() -> None:
+    x, y = some(5), some(6)
+    np.testing.assert_allclose(
+        distances(ScaleStatistics(4, (8, 12), 1.0, True), x, y) * (1 + 1 / TOLERATED), plain(x, y), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+def test_density_divides_the_cosine_by_the_mahalanobis_distance(weight: float) -> None:
+    x, y = some(7), some(8)
+    wanted = 1 - (1 - plain(x, y)) / np.sqrt(1 + weight * mahalanobis(x))
+    np.testing.assert_allclose(distances(fitted(weight, False), x, y), wanted, atol=1e-5)
+
+
+def test_the_expected_distance_divides_the_distance() -> None:
+    pairs = good_pairs()
+    y_values, x_values = np.meshgrid(np.linspace(-1, 1, 8), np.linspace(-1, 1, 12), indexing="ij")
+    terms = [np.ones_like(x_values), y_values, x_values, y_values**2, x_values**2, x_values * y_values]
+    place = np.stack([*terms, y_values**4, x_values**4], -1).reshape(-1, 8)
+
+    def regressors(y: torch.Tensor) -> F64:
+        return np.concatenate([unit(y), np.tile(place, (len(y), 1))], 1)
+
+    design = np.concatenate([regressors(y) for _, y in pairs])
+    found = np.concatenate([plain(x, y).ravel() for x, y in pairs])
+    penalty = np.sqrt(RIDGE * len(found) / 4) * np.eye(design.shape[1])
+    wanted = np.linalg.lstsq(
+        np.concatenate([design, penalty]),
+        np.concatenate([np.log(found + SMALL), np.zeros(design.shape[1])]),
+        rcond=None,
+    )[0]
+    limits = (design @ wanted).min(), (design @ wanted).max()
+    x = some(9)
+    y = near(x, 10)
+    usual = np.exp(np.clip(regressors(y) @ wanted, *limits)).reshape(3, 8, 12) / found.mean()
+    np.testing.assert_allclose(distances(fitted(0, True), x, y), plain(x, y) / (1 + usual / TOLERATED), rtol=2e-3)
+
+
+def test_together_the_distance_is_that_of_the_formula() -> None:
+    x, y = some(11), some(12)
+    both = fitted(1.0, True)
+    with torch.no_grad():
+        usual = both._usual(y, y.norm(dim=1, keepdim=True))[:, 0].double().numpy()
+    dense = distances(fitted(1.0, False), x, y)
+    np.testing.assert_allclose(distances(both, x, y), dense / (1 + usual / TOLERATED), atol=1e-5)
+
+
+def test_what_recovery_usually_gets_wrong_counts_less() -> None:
+    x = some(13)
+    statistics = fitted(0, True)
+    found = distances(statistics, x, near(x, 14)) / plain(x, near(x, 14))
+    assert found[:, :, :3].mean() > 1.2 * found[:, :, -3:].mean()
+
+
+def test_features_that_good_parts_do_not_have_cannot_expect_more_than_the_worst_of_those() -> None:
+    statistics = fitted(0, True)
+    strange = -some(15)
+    worst = max(float(statistics._usual(y, y.norm(dim=1, keepdim=True)).detach().max()) for _, y in good_pairs())
+    for factor in (1.0, 1e3):
+        found = statistics._usual(factor * strange, factor * strange.norm(dim=1, keepdim=True)).detach()
+        assert float(found.max()) <= worst * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(("weight", "expected", "extra"), [(0, False, 0), (0, True, 1), (1, False, 1), (2.5, True, 2)])
+def test_each_statistic_is_one_channel_more(weight: float, expected: bool, extra: int) -> None:
+    statistics = FeatureStatistics(SCALES, weight, expected)
+    reference, recovered = (features(seed) for seed in (1, 2))
+    outputs = statistics(reference, recovered)
+    assert statistics.extra == extra
+    assert [tuple(o.shape[1:]) for o in outputs] == 2 * [(c + extra, h, w) for c, h, w in SCALES]
+    if not extra:
+        for out, given in zip(outputs, (*reference, *recovered), strict=True):
+            assert torch.equal(out, given)
+
+
+def features(seed: int) -> Features:
+    fine, middle, coarse = (some(seed, scale=scale) for scale in SCALES)
+    return fine, middle, coarse
+
+
+def test_every_scale_is_fitted_to_its_own_features() -> None:
+    statistics = FeatureStatistics(SCALES, 1.0, True)
+    batches = [(features(1), features(2)), (features(3), features(4))]
+    statistics.fit(batches)
+    for level, (channels, height, width) in enumerate(SCALES):
+        alone = ScaleStatistics(channels, (height, width), 1.0, True)
+        alone.fit([(x[level], y[level]) for x, y in batches])
+        assert all(
+            torch.equal(value, statistics.scales[level].state_dict()[name])
+            for name, value in alone.state_dict().items()
+        )
+
+
+@pytest.mark.parametrize("size", [0.02, 1.0, 60.0])
+def test_neither_the_size_of_features_nor_half_precision_matters(size: float) -> None:
+    statistics = fitted(1.0, True)
+    x = some(16)
+    y = near(x, 17)
+    exact = distances(statistics, x, y)
+    np.testing.assert_allclose(distances(statistics, size * x, size * y), exact, rtol=2e-2 if size < 1 else 1e-3)
+    with torch.no_grad():
+        halves = copy.deepcopy(statistics).half()((size * x).half(), (size * y).half())
+    assert all(side.dtype == torch.float16 for side in halves)
+    found = (1 - torch.cosine_similarity(halves[0].double(), halves[1].double(), dim=1)).numpy()
+    np.testing.assert_allclose(found.mean(), exact.mean(), rtol=2e-2)
+
+
+@pytest.mark.parametrize("nothing", [torch.zeros(2, 4, 8, 12), torch.ones(2, 4, 8, 12)])
+def test_features_without_any_variety_give_finite_distances(nothing: torch.Tensor) -> None:
+    statistics = fitted(1.0, True, [(nothing, nothing)])
+    for x, y in ((nothing, nothing), (some(18), nothing[:1].expand(3, -1, -1, -1)), (some(18), some(19))):
+        with torch.no_grad():
+            outputs = statistics(x, y)
+        assert all(bool(side.isfinite().all()) for side in outputs)
