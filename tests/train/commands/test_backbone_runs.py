@@ -14,6 +14,7 @@ from edge.inspection.inspector import Inspector
 from train.backbones import Backbone, fold_batch_norm
 from train.commands.export import main as export
 from train.commands.run import main as run
+from train.redi.model import ReDi
 from train.runfolder import RunFolder
 from train.trained import load_trained
 
@@ -46,7 +47,9 @@ def test_a_large_backbone_scores_alike_in_torch_and_on_the_station(
     assert run([str(tiny_photos), "--out", str(out), *options, "--backbone", name]) == 0
     trained = load_trained(RunFolder(out))
     assert trained.spec.backbone == name
-    assert [channels for channels, _, _ in trained.spec.compare.scales] == [256, 512, 1024]
+    assert isinstance(trained.model, ReDi)
+    more = trained.model.statistics.extra
+    assert [channels - more for channels, _, _ in trained.spec.compare.scales] == [256, 512, 1024]
     assert trained.spec.input.order == ("bgr" if name == "resnet50_caffe" else "rgb")
     assert export([str(out), "--out", str(plan)]) == 0
     scorer = trained.scorer()
