@@ -69,15 +69,17 @@ def fit(trainer: Trainer, model: ReDi, images: PreparedImages, coarse: PreparedI
     _recover(trainer, model, images, bank, prompts)
     model.eval()
     encoded = encode_bank(model, images, bank)
-    phase = DiscriminatePhase(model, images, encoded, prompts, config.correlation_weight)
-    if coarse is not None:
-        phase = UnionPhase(
-            model, images, encoded, prompts, config.correlation_weight, coarse, nearest_prompts(images, bank, coarse)
-        )
+    weight = config.correlation_weight
+    if coarse is None:
+        phase = DiscriminatePhase(model, images, encoded, prompts, weight)
+    else:
+        nearest = nearest_prompts(images, bank, coarse)
+        phase = UnionPhase(model, images, encoded, prompts, weight, coarse, nearest)
         phase.coarse.fill(config.batch)
     if config.frb:
         _discriminate(trainer, phase, images)
-    _take_statistics(model, phase, images)
+    if model.statistics.extra:
+        _take_statistics(model, phase, images)
     if config.prompt == "none":
         return None
     return Bank(
@@ -142,7 +144,6 @@ def _take_statistics(model: ReDi, phase: DiscriminatePhase, images: PreparedImag
     """Fit the statistics to good images as they are, up to `STATISTICS_ROWS` of them, evenly spaced."""
     count = min(STATISTICS_ROWS, _originals(images))
     rows = np.linspace(0, _originals(images) - 1, count).round().astype(np.int64)
-    model.eval()
     pairs = []
     with progress(transient=True) as bar, torch.no_grad():
         for part in bar.track(np.array_split(rows, math.ceil(count / batch)), description="taking statistics"):

@@ -7,9 +7,9 @@ after training, weigh it:
 features of good images at this scale, wherever they stand (Rippel, Mertens and Merhof 2020 judge whole images so).  It
 sees what recovery gave back because the map showed it, such as a crack's edges.
 
-*Expected distance.*  `E`: what the distance usually is on good parts where the recovered features are like these and at
-this place, a ridge regression of its logarithm.  Recovery is worse on texture than on plain surfaces, and worse at
-outlines; what counts is how much worse it is than usual.
+*Expected distance.*  `E`: what the numerator below usually is on good parts where the recovered features are like these
+and at this place, a ridge regression of its logarithm.  Recovery is worse on texture than on plain surfaces, and worse
+at outlines; what counts is how much worse it is than usual.
 
 Together, per place and scale:
 
@@ -80,15 +80,19 @@ class ScaleStatistics(nn.Module):
         length_x, length_y = _length(x), _length(y)
         xs, ys = [x], [y]
         if self.weight:
-            unusual = _length(self.density(x) - self.centre(length_x.to(x.dtype)))
-            length_x = (length_x.square() + unusual.square()).sqrt()
+            unusual = self._unusual(x, length_x)
+            length_x = _joint(length_x, unusual)
             xs.append(unusual.to(x.dtype))
-            ys.append(torch.zeros_like(ys[0][:, :1]))
+            ys.append(torch.zeros_like(y[:, :1]))
         if self.expects:
             slack = (self._usual(y, length_y) / TOLERATED).sqrt()
             xs.append((slack * length_x).to(x.dtype))
             ys.append((slack * length_y).to(y.dtype))
         return torch.cat(xs, 1), torch.cat(ys, 1)
+
+    def _unusual(self, x: Tensor, length_x: Tensor) -> Tensor:
+        """Return `sqrt(density_weight g) |F_X|`, float32 `(N, 1, h, w)`."""
+        return _length(self.density(x) - self.centre(length_x.to(x.dtype)))
 
     def _usual(self, y: Tensor, length_y: Tensor) -> Tensor:
         """Return `E / E_mean`, float32 `(N, 1, h, w)`."""
@@ -144,12 +148,14 @@ class ScaleStatistics(nn.Module):
 
     def _regressed(self, x: Tensor, y: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the logarithm of the distance is regressed on `(C + terms, places)`, itself, and the distance."""
-        rows = _columns(F.normalize(y.float(), dim=1))
+        x, y = x.float(), y.float()
+        rows = _columns(F.normalize(y, dim=1))
         terms = place.flatten(1).repeat(1, len(x))
-        unusual = _length(self.density(x.float()) - self.centre(_length(x))) if self.weight else x.new_zeros(())
-        cosine = (x.float() * y.float()).sum(1, keepdim=True) / _length(y).clamp_min(SHORTEST)
-        length = (_length(x).square() + unusual.square()).sqrt().clamp_min(SHORTEST)
-        distance = _columns(1 - cosine / length)[0]
+        length = _length(x)
+        if self.weight:
+            length = _joint(length, self._unusual(x, length))
+        cosine = (x * y).sum(1, keepdim=True) / (_length(y).clamp_min(SHORTEST) * length.clamp_min(SHORTEST))
+        distance = _columns(1 - cosine)[0]
         return torch.cat([rows, terms]), (distance.clamp_min(0) + SMALL).log(), distance
 
 
@@ -187,6 +193,11 @@ def _zero(conv: nn.Conv2d) -> nn.Conv2d:
 def _length(f: Tensor) -> Tensor:
     """Return the length of every place's vector, float32 `(N, 1, h, w)`, whatever the precision around it."""
     return f.float().square().sum(1, keepdim=True).sqrt()
+
+
+def _joint(length: Tensor, other: Tensor) -> Tensor:
+    """Return the length of vectors that are made of parts of these lengths."""
+    return (length.square() + other.square()).sqrt()
 
 
 def _columns(f: Tensor) -> Tensor:
