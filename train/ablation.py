@@ -17,6 +17,7 @@ import msgspec
 
 from edge.errors import EdgeError, UsageError
 from edge.manifest import MapSpec
+from train.coarse import coarse_choice
 from train.commands.run import parser as train_run_parser
 from train.redi.phases import DiscriminatePhase, RecoverPhase
 from train.runfolder import RunFolder
@@ -49,7 +50,7 @@ _WHERE = {"out", "device", "threads", "restart"}
 #: Arguments that the FRB does not depend on, those that recover does not either, and those that features learnt with
 #: `--weights self` do not.
 _AFTER_FRB = {"density_weight", "no_expected"}
-_AFTER_RECOVER = {"correlation_weight", "no_frb", *_AFTER_FRB}
+_AFTER_RECOVER = {"correlation_weight", "coarse", "no_frb", *_AFTER_FRB}
 _AFTER_PHI = {"map", "prompt", "prompts", "turned", "altered", *_AFTER_RECOVER}
 
 #: The phases that train these parts.
@@ -177,7 +178,8 @@ def _take_over(training: Training, earlier: Sequence[Training]) -> None:
         return
     learnt = settings["weights"] == "self"
     shared = ((_AFTER_FRB, ["phi", "recover", "frb"]), (_AFTER_RECOVER, ["phi", "recover"]), (_AFTER_PHI, ["phi"]))
-    for allowed, parts in shared:
+    # With marks the FRB is trained beside discriminators, which no run keeps.
+    for allowed, parts in shared if settings["coarse"] is None else shared[1:]:
         donor = next((one for one in earlier if _differing(settings, one.settings()) <= allowed), None)
         parts = parts if learnt else parts[1:]
         if donor is not None and parts:
@@ -207,6 +209,7 @@ def _give(donor: RunFolder, folder: RunFolder, settings: Mapping[str, Any], part
         expected=not settings["no_expected"],
         turned=settings["turned"],
         altered=settings["altered"],
+        coarse=coarse_choice(settings["coarse"]),
     )
     folder.begin(config)
     folder.save("backbone.pth", backbone)

@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from train.agreement import SharedRunFolder, together
     from train.canvas import choose_canvas, image_sizes
-    from train.coarse import SPLIT
+    from train.coarse import coarse_choice
     from train.config import TrainConfig
     from train.datasets import open_dataset
     from train.distributed import leading, processes
@@ -263,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 category=args.category,
                 layout=args.layout,
                 method=args.method,
-                coarse=args.coarse if args.coarse in (None, SPLIT) else str(Path(args.coarse).resolve()),
+                coarse=coarse_choice(args.coarse),
                 layers=args.layers,
                 backbone=args.backbone,
                 weights=args.weights,

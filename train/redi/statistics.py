@@ -38,6 +38,9 @@ RIDGE = 1e-3
 #: The expected distance divides from about this many times its mean on; below, the distance counts as it is.
 TOLERATED = 3.0
 
+#: How far edges reach into the input, as shares of its side.
+EDGES = (1 / 64, 1 / 16)
+
 #: Keeps logarithms of distances finite.
 SMALL = 1e-3
 
@@ -206,7 +209,22 @@ def _columns(f: Tensor) -> Tensor:
 
 
 def _places(height: int, width: int) -> Tensor:
-    """Return the terms of the polynomial in the place, `(terms, h, w)`, float64; the middle is the origin."""
+    """Return the terms of what is usual by place, `(terms, h, w)`, float64: a polynomial, and the edges and corners.
+
+    The polynomial's origin is the middle.  From each edge and each corner, terms fall off exponentially over each of
+    `EDGES`: there features also tell of the padding, and parts of their outlines.
+    """
     y = torch.linspace(-1, 1, height, dtype=torch.float64)[:, None].expand(height, width)
     x = torch.linspace(-1, 1, width, dtype=torch.float64)[None].expand(height, width)
-    return torch.stack([torch.ones_like(y), y, x, y * y, x * x, x * y, y**4, x**4])
+    terms = [torch.ones_like(y), y, x, y * y, x * x, x * y, y**4, x**4]
+    for reach in EDGES:
+        rows, columns = _edges(height, reach)[:, :, None], _edges(width, reach)[:, None]
+        terms += [edge.expand(height, width) for edge in (*rows, *columns)]
+        terms += [row * column for row in rows for column in columns]
+    return torch.stack(terms)
+
+
+def _edges(cells: int, reach: float) -> Tensor:
+    """Return how near each of a line's cells is to its start, and to its end, `(2, cells)`."""
+    place = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
+    return torch.exp(-torch.stack([place, 1 - place]) / reach)

@@ -61,22 +61,23 @@ def marked(root: Path, kind: str, count: int, folder: Path) -> Split:
     shutil.rmtree(folder, ignore_errors=True)
     data = folder / dataset.name
     for sample in dataset.train:
-        _link(sample.path, data / "train" / "good")
+        link(sample.path, data / "train" / "good")
     for sample in dataset.test:
         if sample in chosen:
-            _link(sample.path, folder / "coarse")
+            link(sample.path, folder / "coarse")
             continue
-        _link(sample.path, data / "test" / sample.kind)
+        link(sample.path, data / "test" / sample.kind)
         _link_mask(sample, data / "ground_truth" / sample.kind)
     label = f"{count} of {len(candidates)} {kind} images marked and not tested"
     return Split(open_dataset(data), data, label, folder / "coarse")
 
 
-def _link(path: Path, folder: Path) -> None:
+def link(path: Path, folder: Path) -> None:
+    """Link to an image from a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / path.name).symlink_to(path.resolve())
 
 
 def _link_mask(sample: Sample, folder: Path) -> None:
     if sample.mask is not None:
-        _link(sample.mask, folder)
+        link(sample.mask, folder)

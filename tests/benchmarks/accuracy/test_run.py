@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from edge.errors import UsageError
-from tests.benchmarks.accuracy import peers, splits, transfer
+from tests.benchmarks.accuracy import marks, peers, splits, transfer
 from tests.benchmarks.accuracy.rows import COLUMNS, Row, read_rows, write_row
 from tests.benchmarks.accuracy.run import main
+from train.ablation import read_grid
 from train.backbones import ResNet18, backbone_from_state, fold_batch_norm
+from train.datasets import open_dataset
 from train.evaluate import evaluate
 
 
@@ -130,6 +132,23 @@ def test_marked_images_leave_the_test_set(data: Path, tmp_path: Path) -> None:
     assert not taken & left
     assert all(sample.mask is not None for sample in split.dataset.test if sample.label)
     assert len(split.dataset.train) == 4
+
+
+def test_fewer_marks_are_some_of_more_and_none_is_tested(data: Path, tmp_path: Path) -> None:
+    assert marks.main([str(data), "spot", "--counts", "3,1", "--out", str(tmp_path / "m")]) == 0
+    grid = read_grid(str(tmp_path / "m" / "grid.json"))
+    assert list(grid) == ["no marks", "1 marked", "3 marked"]
+    one, three = ({image.resolve() for image in Path(grid[name][1]).iterdir()} for name in ("1 marked", "3 marked"))
+    assert len(one) == 1
+    assert one < three
+    tested = {sample.path.resolve() for sample in open_dataset(tmp_path / "m" / "cap").test}
+    assert not tested & three
+    assert len(tested) == 3 + 5 - 3
+
+
+@pytest.mark.parametrize("counts", ["0", "5", "many"])
+def test_a_senseless_number_of_marks_is_refused(counts: str, data: Path, tmp_path: Path) -> None:
+    assert marks.main([str(data), "spot", "--counts", counts, "--out", str(tmp_path / "m")]) == 2
 
 
 def test_marking_every_image_or_an_unknown_kind_is_refused(data: Path, tmp_path: Path) -> None:

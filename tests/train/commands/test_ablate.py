@@ -63,6 +63,7 @@ def test_a_grid_survives_a_failing_variant_resumes_and_takes_over_what_is_the_sa
         "full": [],
         "no L_S": ["--correlation-weight", "0"],
         "no density": ["--density-weight", "0"],
+        "marked": ["--coarse", str(data / "test" / "scratch")],
     }
     grid.write_text(json.dumps(variants))
     page.write_text(f"# Page\n{BEGIN}\n{END}\n")
@@ -71,7 +72,7 @@ def test_a_grid_survives_a_failing_variant_resumes_and_takes_over_what_is_the_sa
 
     assert ablate(words) == 10
     error = capsys.readouterr().err
-    assert "1 of 4 trainings failed" in error
+    assert "1 of 5 trainings failed" in error
     assert "broken" in error
     assert "late.pth: no such weights file" in (out / "ablation.md").read_text()
     first = json.loads((out / "ablation.json").read_text())
@@ -80,28 +81,30 @@ def test_a_grid_survives_a_failing_variant_resumes_and_takes_over_what_is_the_sa
     assert results["full"]["figures"]["image_auroc"]["seeds"] == 1
     assert results["no L_S"]["runs"][0]["taken_over"] == ["recover"]
     assert results["no density"]["runs"][0]["taken_over"] == ["recover", "frb"]
+    assert results["marked"]["runs"][0]["taken_over"] == ["recover"]
     assert page.read_text() == f"# Page\n{BEGIN}\n{(out / 'ablation.md').read_text()}{END}\n"
     assert first["command"].startswith("train-ablate ")
 
     # What was taken over is what the variant's own training would have made.
-    for slug, options in (("no-l-s", variants["no L_S"]), ("no-density", variants["no density"])):
+    for name in ("no L_S", "no density", "marked"):
+        slug = name.lower().replace(" ", "-").replace("_", "-")
         alone = tmp_path / "alone" / slug
-        same = [*COMMON[2:], "--weights", str(random_weights), *options]
+        same = [*COMMON[2:], "--weights", str(random_weights), *variants[name]]
         assert run([str(data), "--out", str(alone), *same]) == 0
         one, two = (load_trained(RunFolder(path)) for path in (alone, out / "runs" / "parts" / slug / "seed0"))
         assert one.config == two.config
-        for (name, a), b in zip(one.model.state_dict().items(), two.model.state_dict().values(), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        for (part, a), b in zip(one.model.state_dict().items(), two.model.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=lambda m, n=part: f"{n}: {m}")
 
     # The same command again tries what failed, and that alone.
     weights.write_bytes(random_weights.read_bytes())
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("model.pt")}
-    assert len(stamps) == 3
+    assert len(stamps) == 4
     assert ablate(words) == 0
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     text = (out / "ablation.md").read_text()
     assert "Failed" not in text
-    assert len([line for line in text.splitlines() if line.startswith("| ")]) == 5
+    assert len([line for line in text.splitlines() if line.startswith("| ")]) == 6
 
 
 @pytest.mark.slow

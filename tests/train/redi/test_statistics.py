@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from train.redi.discriminate import Features
-from train.redi.statistics import RIDGE, SHRINKAGE, SMALL, TOLERATED, FeatureStatistics, Pair, ScaleStatistics
+from train.redi.statistics import EDGES, RIDGE, SHRINKAGE, SMALL, TOLERATED, FeatureStatistics, Pair, ScaleStatistics
 
 F64 = NDArray[np.float64]
 SCALES = ((4, 8, 12), (6, 4, 6), (8, 2, 3))
@@ -85,7 +85,16 @@ def test_the_expected_distance_divides_the_distance() -> None:
     pairs = good_pairs()
     y_values, x_values = np.meshgrid(np.linspace(-1, 1, 8), np.linspace(-1, 1, 12), indexing="ij")
     terms = [np.ones_like(x_values), y_values, x_values, y_values**2, x_values**2, x_values * y_values]
-    place = np.stack([*terms, y_values**4, x_values**4], -1).reshape(-1, 8)
+    terms += [y_values**4, x_values**4]
+    from_top, from_left = (np.arange(8) + 0.5) / 8, (np.arange(12) + 0.5) / 12
+    for reach in EDGES:
+        vertical, horizontal = (
+            [np.exp(-where / reach), np.exp((where - 1) / reach)] for where in (from_top, from_left)
+        )
+        terms += [np.outer(near_edge, np.ones(12)) for near_edge in vertical]
+        terms += [np.outer(np.ones(8), near_edge) for near_edge in horizontal]
+        terms += [np.outer(one, other) for one in vertical for other in horizontal]
+    place = np.stack(terms, -1).reshape(8 * 12, -1)
 
     def regressors(y: torch.Tensor) -> F64:
         return np.concatenate([unit(y), np.tile(place, (len(y), 1))], 1)
