@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from edge.errors import UsageError
-from tests.benchmarks.accuracy import marks, peers, splits, transfer
+from tests.benchmarks.accuracy import marks, pairs, peers, splits, transfer
 from tests.benchmarks.accuracy.rows import COLUMNS, Row, read_rows, write_row
 from tests.benchmarks.accuracy.run import main
 from train.ablation import read_grid
 from train.backbones import ResNet18, backbone_from_state, fold_batch_norm
-from train.datasets import open_dataset
+from train.datasets import load_mask, open_dataset
 from train.evaluate import evaluate
 
 
@@ -149,6 +149,30 @@ def test_fewer_marks_are_some_of_more_and_none_is_tested(data: Path, tmp_path: P
 @pytest.mark.parametrize("counts", ["0", "5", "many"])
 def test_a_senseless_number_of_marks_is_refused(counts: str, data: Path, tmp_path: Path) -> None:
     assert marks.main([str(data), "spot", "--counts", counts, "--out", str(tmp_path / "m")]) == 2
+
+
+def test_pairs_become_a_data_set_whose_tested_boards_are_not_trained_on(tmp_path: Path) -> None:
+    for folder in ("template", "test", "boxes"):
+        (tmp_path / "pcb" / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        for folder in ("template", "test"):
+            image = rng.integers(0, 255, (64, 96), dtype=np.uint8)
+            cv2.imwrite(str(tmp_path / "pcb" / folder / f"{number}.jpg"), image)
+        (tmp_path / "pcb" / "boxes" / f"{number}.txt").write_text(f"{number} 2 40 9 1\n50 20 60 30 3\n")
+    assert pairs.main([str(tmp_path / "pcb"), "--out", str(tmp_path / "made")]) == 0
+    data = open_dataset(tmp_path / "made" / "deeppcb")
+    assert {sample.path.stem for sample in data.train} == set("0124568")
+    assert {(sample.path.stem, sample.label) for sample in data.test} == {("3", 0), ("3", 1), ("7", 0), ("7", 1)}
+    defect = next(sample for sample in data.test if sample.path.stem == "7" and sample.label)
+    mask = load_mask(defect, (64, 96))
+    assert mask is not None
+    wanted = np.zeros((64, 96), bool)
+    wanted[2:10, 7:41] = wanted[20:31, 50:61] = True
+    np.testing.assert_array_equal(mask, wanted)
+
+    (tmp_path / "pcb" / "boxes" / "7.txt").write_text("1 2 three 4 5\n")
+    assert pairs.main([str(tmp_path / "pcb"), "--out", str(tmp_path / "made")]) == 7
 
 
 def test_marking_every_image_or_an_unknown_kind_is_refused(data: Path, tmp_path: Path) -> None:
