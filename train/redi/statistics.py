@@ -3,9 +3,10 @@
 A plain cosine between `F_X` and `F_Y` takes every difference alike.  Two statistics of good images, both in closed form
 after training, weigh it:
 
-*Density.*  `g = |S^(-1/2) (x - mu)|^2`, scaled to a mean of 1: the Mahalanobis distance of `x = F_X / |F_X|` from all
-features of good images at this scale, wherever they stand (Rippel, Mertens and Merhof 2020 judge whole images so).  It
-sees what recovery gave back because the map showed it, such as a crack's edges.
+*Density.*  `g = |S^(-1/2) (x - mu)|^2`, scaled to a mean of 1: the Mahalanobis distance of `x = F_X / |F_X|` from what
+good images have at this scale (Rippel, Mertens and Merhof 2020 judge whole images so).  `mu` is a polynomial in the
+place, `S` the covariance of what is left, wherever it stands.  It sees what recovery gave back because the map showed
+it, such as a crack's edges.
 
 *Expected distance.*  `E`: what the numerator below usually is on good parts where the recovered features are like these
 and at this place, a ridge regression of its logarithm.  Recovery is worse on texture than on plain surfaces, and worse
@@ -68,8 +69,11 @@ class ScaleStatistics(nn.Module):
         super().__init__()
         self.weight = density_weight
         if density_weight:
+            polynomial = _polynomial(*size).float()[None]
             self.density = _zero(nn.Conv2d(channels, channels, 1, bias=False))
-            self.centre = _zero(nn.Conv2d(1, channels, 1, bias=False))
+            self.centre = _zero(nn.Conv2d(polynomial.shape[1], channels, 1, bias=False))
+            self.polynomial: Tensor
+            self.register_buffer("polynomial", polynomial, persistent=False)
         self.expects = expected
         if expected:
             self.expected = _zero(nn.Conv2d(channels, 1, 1, bias=False))
@@ -95,7 +99,7 @@ class ScaleStatistics(nn.Module):
 
     def _unusual(self, x: Tensor, length_x: Tensor) -> Tensor:
         """Return `sqrt(density_weight g) |F_X|`, float32 `(N, 1, h, w)`."""
-        return _length(self.density(x) - self.centre(length_x.to(x.dtype)))
+        return _length(self.density(x) - self.centre(length_x.to(x.dtype) * self.polynomial.to(x.dtype)))
 
     def _usual(self, y: Tensor, length_y: Tensor) -> Tensor:
         """Return `E / E_mean`, float32 `(N, 1, h, w)`."""
@@ -112,14 +116,16 @@ class ScaleStatistics(nn.Module):
             self._fit_expected(pairs)
 
     def _fit_density(self, batches: Sequence[Tensor]) -> None:
-        count, total, moments = 0, torch.zeros(()), torch.zeros(())
+        terms = _polynomial(*self.polynomial.shape[2:])
+        gram, right, count, moments = torch.zeros(()), torch.zeros(()), 0, torch.zeros(())
         for x in batches:
-            columns = _columns(F.normalize(x.float(), dim=1))
+            columns, rows = _columns(F.normalize(x.float(), dim=1)), _repeated(terms, len(x))
             count += columns.shape[1]
-            total = total + columns.sum(1)
+            gram, right = gram + rows @ rows.T, right + rows @ columns.T
             moments = moments + columns @ columns.T
-        mean = total / count
-        covariance = moments / count - torch.outer(mean, mean)
+        # The least squares' solution: what it leaves is orthogonal to the terms, and has this covariance.
+        mean = torch.linalg.pinv(gram, hermitian=True) @ right
+        covariance = (moments - right.T @ mean) / count
         spread = covariance.diagonal().mean()
         if not spread > FLAT:
             return
@@ -129,7 +135,7 @@ class ScaleStatistics(nn.Module):
         usual = (values / (values + SHRINKAGE)).sum()
         whitening = (vectors * (self.weight / usual / spread / (values + SHRINKAGE)).sqrt()) @ vectors.T
         self.density.weight.copy_(whitening[:, :, None, None])
-        self.centre.weight.copy_((whitening @ mean)[:, None, None, None])
+        self.centre.weight.copy_((whitening @ mean.T)[:, :, None, None])
 
     def _fit_expected(self, pairs: Sequence[Pair]) -> None:
         place = _places(*self.place.shape[2:])
@@ -153,7 +159,7 @@ class ScaleStatistics(nn.Module):
         """Return what the logarithm of the distance is regressed on `(C + terms, places)`, itself, and the distance."""
         x, y = x.float(), y.float()
         rows = _columns(F.normalize(y, dim=1))
-        terms = place.flatten(1).repeat(1, len(x))
+        terms = _repeated(place, len(x))
         length = _length(x)
         if self.weight:
             length = _joint(length, self._unusual(x, length))
@@ -208,20 +214,30 @@ def _columns(f: Tensor) -> Tensor:
     return f.transpose(0, 1).flatten(1).double().cpu()
 
 
-def _places(height: int, width: int) -> Tensor:
-    """Return the terms of what is usual by place, `(terms, h, w)`, float64: a polynomial, and the edges and corners.
+def _repeated(terms: Tensor, images: int) -> Tensor:
+    """Return terms in the place for every place of all images as a column, as `_columns` does, `(terms, places)`."""
+    return terms.flatten(1).repeat(1, images)
 
-    The polynomial's origin is the middle.  From each edge and each corner, terms fall off exponentially over each of
-    `EDGES`: there features also tell of the padding, and parts of their outlines.
-    """
+
+def _polynomial(height: int, width: int) -> Tensor:
+    """Return the terms of a polynomial in the place, `(terms, h, w)`, float64; its origin is the middle."""
     y = torch.linspace(-1, 1, height, dtype=torch.float64)[:, None].expand(height, width)
     x = torch.linspace(-1, 1, width, dtype=torch.float64)[None].expand(height, width)
-    terms = [torch.ones_like(y), y, x, y * y, x * x, x * y, y**4, x**4]
+    return torch.stack([torch.ones_like(y), y, x, y * y, x * x, x * y, y**4, x**4])
+
+
+def _places(height: int, width: int) -> Tensor:
+    """Return what the expected distance depends on of the place, `(terms, h, w)`, float64: the polynomial, and edges.
+
+    From each edge and each corner, terms fall off exponentially over each of `EDGES`: there features also tell of the
+    padding, and parts of their outlines.
+    """
+    terms = [_polynomial(height, width)]
     for reach in EDGES:
         rows, columns = _edges(height, reach)[:, :, None], _edges(width, reach)[:, None]
-        terms += [edge.expand(height, width) for edge in (*rows, *columns)]
-        terms += [row * column for row in rows for column in columns]
-    return torch.stack(terms)
+        terms.append(torch.stack([edge.expand(height, width) for edge in (*rows, *columns)]))
+        terms.append(torch.stack([row * column for row in rows for column in columns]))
+    return torch.cat(terms)
 
 
 def _edges(cells: int, reach: float) -> Tensor:

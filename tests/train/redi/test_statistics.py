@@ -50,17 +50,29 @@ def unit(f: torch.Tensor) -> F64:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def powers(height: int, width: int) -> list[F64]:
+    """The polynomial's terms at every place."""
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    return [np.ones_like(x), y, x, y**2, x**2, x * y, y**4, x**4]
+
+
 def mahalanobis(x: torch.Tensor) -> F64:
     """`g` of every place of `x`, by the definition."""
-    good = np.concatenate([unit(f) for f, _ in good_pairs()])
-    mean, covariance = good.mean(0), np.cov(good.T, bias=True)
+
+    def polynomial(f: torch.Tensor) -> F64:
+        return np.tile(np.stack(powers(*f.shape[2:]), -1).reshape(-1, 8), (len(f), 1))
+
+    pairs = good_pairs()
+    good, terms = np.concatenate([unit(f) for f, _ in pairs]), np.concatenate([polynomial(f) for f, _ in pairs])
+    mean = np.linalg.lstsq(terms, good, rcond=None)[0]
+    good = good - terms @ mean
+    covariance = good.T @ good / len(good)
     shrunk = covariance + SHRINKAGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
 
     def squared(rows: F64) -> F64:
-        offset = rows - mean
-        return np.einsum("nc,cd,nd->n", offset, np.linalg.inv(shrunk), offset)
+        return np.einsum("nc,cd,nd->n", rows, np.linalg.inv(shrunk), rows)
 
-    return (squared(unit(x)) / squared(good).mean()).reshape(len(x), *x.shape[2:])
+    return (squared(unit(x) - polynomial(x) @ mean) / squared(good).mean()).reshape(len(x), *x.shape[2:])
 
 
 def plain(x: torch.Tensor, y: torch.Tensor) -> F64:
@@ -83,9 +95,7 @@ def test_density_divides_the_cosine_by_the_mahalanobis_distance(weight: float) -
 
 def test_the_expected_distance_divides_the_distance() -> None:
     pairs = good_pairs()
-    y_values, x_values = np.meshgrid(np.linspace(-1, 1, 8), np.linspace(-1, 1, 12), indexing="ij")
-    terms = [np.ones_like(x_values), y_values, x_values, y_values**2, x_values**2, x_values * y_values]
-    terms += [y_values**4, x_values**4]
+    terms = powers(8, 12)
     from_top, from_left = (np.arange(8) + 0.5) / 8, (np.arange(12) + 0.5) / 12
     for reach in EDGES:
         vertical, horizontal = (
@@ -121,6 +131,17 @@ def test_together_the_distance_is_that_of_the_formula() -> None:
         usual = both._usual(y, y.norm(dim=1, keepdim=True))[:, 0].double().numpy()
     dense = distances(fitted(1.0, False), x, y)
     np.testing.assert_allclose(distances(both, x, y), dense / (1 + usual / TOLERATED), atol=1e-5)
+
+
+def test_what_is_usual_at_its_place_is_not_unusual_elsewhere_it_is() -> None:
+    """Features that turn with the place, along both axes: at their own place as usual as features get, mirrored not."""
+    angle = torch.linspace(0, 1, 12).expand(8, 12) + torch.linspace(0, 0.5, 8)[:, None]
+    turning = torch.stack([angle.cos(), angle.sin(), angle * 0 + 0.3, angle * 0 + 0.1])[None]
+    good = [turning + 0.01 * torch.randn(6, 4, 8, 12, generator=torch.Generator().manual_seed(15))]
+    statistics = fitted(1.0, False, [(x, x) for x in good])
+    own = distances(statistics, turning, turning)
+    mirrored = distances(statistics, turning.flip(3), turning.flip(3))
+    assert own.max() < 0.5 * mirrored[..., [0, -1]].min()
 
 
 def test_what_recovery_usually_gets_wrong_counts_less() -> None:
