@@ -6,6 +6,7 @@ killed for its memory, costs the grid nothing else.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +17,8 @@ from typing import Any
 import msgspec
 
 from edge.errors import EdgeError, UsageError
-from edge.manifest import MapSpec
-from train.coarse import coarse_choice
 from train.commands.run import parser as train_run_parser
+from train.commands.run import run_settings
 from train.redi.phases import DiscriminatePhase, RecoverPhase
 from train.runfolder import RunFolder
 from train.selftrain import SelfPhase
@@ -198,19 +198,8 @@ def _give(donor: RunFolder, folder: RunFolder, settings: Mapping[str, Any], part
         raise KeyError("unfinished")
     phases = {phase.name: model["modules"][part] for part, phase in _PHASES.items() if part in parts}
     history = {name: value for name, value in run["phases"].items() if name in (SelfPhase.name, *phases)}
-    config = msgspec.structs.replace(
-        donor.config(),
-        map=MapSpec(kind=settings["map"]),
-        prompt=settings["prompt"],
-        prompts=settings["prompts"],
-        correlation_weight=settings["correlation_weight"],
-        frb=not settings["no_frb"],
-        density_weight=settings["density_weight"],
-        expected=not settings["no_expected"],
-        turned=settings["turned"],
-        altered=settings["altered"],
-        coarse=coarse_choice(settings["coarse"]),
-    )
+    chosen = donor.config()
+    config = run_settings(argparse.Namespace(**settings), chosen.input, chosen.canvas)
     folder.begin(config)
     folder.save("backbone.pth", backbone)
     folder.save("checkpoint.pt", {"phase": "", "finished": phases, "history": history, "spent": 0.0})

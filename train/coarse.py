@@ -24,11 +24,6 @@ RATIO = 0.05
 _NAMES_SHOWN = 5
 
 
-def coarse_choice(said: str | None) -> str | None:
-    """Return what a run's settings keep of `--coarse`: a folder by its whole name, wherever it was said."""
-    return said if said in (None, SPLIT) else str(Path(said).resolve())
-
-
 def coarse_samples(choice: str, dataset: Dataset, seed: int) -> list[Sample]:
     """Return the coarse anomalies that `--coarse` names: all images under a folder, or a draw from the data set's own.
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from edge.cli import CommandParser, command, console, positive_number, require_extra, whole_number
 from edge.errors import UsageError
-from edge.manifest import MAP_KINDS, InputSpec, MapSpec
+from edge.manifest import MAP_KINDS, CanvasSpec, InputSpec, MapSpec
 from train.commands import NEEDED
-from train.config import BACKBONES, METHODS, PROMPTS
+from train.config import BACKBONES, METHODS, PROMPTS, TrainConfig
 
 if TYPE_CHECKING:
     from train.canvas import CanvasRequest
@@ -215,6 +215,41 @@ def input_size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def run_settings(args: argparse.Namespace, input_spec: InputSpec, canvas: CanvasSpec) -> TrainConfig:
+    """Return what a run with these arguments is recorded with, for inputs and a canvas that were chosen."""
+    from train.coarse import SPLIT
+    from train.methods import METHODS as DETECTORS
+
+    usual = DETECTORS[args.method]
+    return TrainConfig(
+        data=str(Path(args.data).resolve()),
+        category=args.category,
+        layout=args.layout,
+        method=args.method,
+        coarse=args.coarse if args.coarse in (None, SPLIT) else str(Path(args.coarse).resolve()),
+        layers=args.layers,
+        backbone=args.backbone,
+        weights=args.weights,
+        seed=args.seed,
+        minutes=args.minutes,
+        epochs=args.epochs,
+        steps=args.steps,
+        input=input_spec,
+        canvas=canvas,
+        batch=args.batch or usual.batch,
+        prompts=args.prompts,
+        learning_rate=args.learning_rate or usual.learning_rate,
+        map=MapSpec(kind=args.map),
+        prompt=args.prompt,
+        correlation_weight=args.correlation_weight,
+        frb=not args.no_frb,
+        density_weight=args.density_weight,
+        expected=not args.no_expected,
+        turned=args.turned,
+        altered=args.altered,
+    )
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
@@ -235,14 +270,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from train.agreement import SharedRunFolder, together
     from train.canvas import choose_canvas, image_sizes
-    from train.coarse import coarse_choice
-    from train.config import TrainConfig
     from train.datasets import open_dataset
     from train.distributed import leading, processes
-    from train.methods import METHODS as DETECTORS
     from train.pipeline import train
 
-    usual = DETECTORS[args.method]
     if args.threads:
         torch.set_num_threads(args.threads)
     with processes(args.device):
@@ -256,35 +287,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         (height, width), canvas = choose_canvas(sizes, request)
         if request.automatic and leading():
             console.print(f"by the images: input {width}x{height}, {canvas.rows}x{canvas.columns} tiles, {canvas.fit}")
-        train(
-            folder,
-            TrainConfig(
-                data=str(Path(args.data).resolve()),
-                category=args.category,
-                layout=args.layout,
-                method=args.method,
-                coarse=coarse_choice(args.coarse),
-                layers=args.layers,
-                backbone=args.backbone,
-                weights=args.weights,
-                seed=args.seed,
-                minutes=args.minutes,
-                epochs=args.epochs,
-                steps=args.steps,
-                input=InputSpec(height=height, width=width),
-                canvas=canvas,
-                batch=args.batch or usual.batch,
-                prompts=args.prompts,
-                learning_rate=args.learning_rate or usual.learning_rate,
-                map=MapSpec(kind=args.map),
-                prompt=args.prompt,
-                correlation_weight=args.correlation_weight,
-                frb=not args.no_frb,
-                density_weight=args.density_weight,
-                expected=not args.no_expected,
-                turned=args.turned,
-                altered=args.altered,
-            ),
-            args.device,
-        )
+        train(folder, run_settings(args, InputSpec(height=height, width=width), canvas), args.device)
     return 0

@@ -116,26 +116,28 @@ class ScaleStatistics(nn.Module):
             self._fit_expected(pairs)
 
     def _fit_density(self, batches: Sequence[Tensor]) -> None:
-        terms = _polynomial(*self.polynomial.shape[2:])
-        gram, right, count, moments = torch.zeros(()), torch.zeros(()), 0, torch.zeros(())
+        terms = self.polynomial.double().cpu().flatten(2)[0]
+        images, total, moments = 0, torch.zeros(()), torch.zeros(())
         for x in batches:
-            columns, rows = _columns(F.normalize(x.float(), dim=1)), _repeated(terms, len(x))
-            count += columns.shape[1]
-            gram, right = gram + rows @ rows.T, right + rows @ columns.T
+            columns = _columns(F.normalize(x.float(), dim=1))
+            images += len(x)
+            total = total + columns.reshape(len(columns), len(x), -1).sum(1)
             moments = moments + columns @ columns.T
-        # The least squares' solution: what it leaves is orthogonal to the terms, and has this covariance.
-        mean = torch.linalg.pinv(gram, hermitian=True) @ right
-        covariance = (moments - right.T @ mean) / count
+        # All images have the same places, so the least squares' solution is that of their mean, and orthogonal to what
+        # it leaves.
+        mean = total / images @ torch.linalg.pinv(terms)
+        usual = mean @ terms
+        covariance = (moments / images - usual @ usual.T) / terms.shape[1]
         spread = covariance.diagonal().mean()
         if not spread > FLAT:
             return
         values, vectors = torch.linalg.eigh(covariance / spread)
         values = values.clamp_min(0)
-        # The mean of g over these features is one: the trace of what whitening makes of their own covariance.
-        usual = (values / (values + SHRINKAGE)).sum()
-        whitening = (vectors * (self.weight / usual / spread / (values + SHRINKAGE)).sqrt()) @ vectors.T
+        # The mean of g over these features is to be one: the trace of what whitening makes of their covariance.
+        trace = (values / (values + SHRINKAGE)).sum()
+        whitening = (vectors * (self.weight / trace / spread / (values + SHRINKAGE)).sqrt()) @ vectors.T
         self.density.weight.copy_(whitening[:, :, None, None])
-        self.centre.weight.copy_((whitening @ mean.T)[:, :, None, None])
+        self.centre.weight.copy_((whitening @ mean)[:, :, None, None])
 
     def _fit_expected(self, pairs: Sequence[Pair]) -> None:
         place = _places(*self.place.shape[2:])
@@ -159,7 +161,7 @@ class ScaleStatistics(nn.Module):
         """Return what the logarithm of the distance is regressed on `(C + terms, places)`, itself, and the distance."""
         x, y = x.float(), y.float()
         rows = _columns(F.normalize(y, dim=1))
-        terms = _repeated(place, len(x))
+        terms = place.flatten(1).repeat(1, len(x))
         length = _length(x)
         if self.weight:
             length = _joint(length, self._unusual(x, length))
@@ -212,11 +214,6 @@ def _joint(length: Tensor, other: Tensor) -> Tensor:
 def _columns(f: Tensor) -> Tensor:
     """Return every place's vector of all images as a column, `(C, places)`, float64 in main memory."""
     return f.transpose(0, 1).flatten(1).double().cpu()
-
-
-def _repeated(terms: Tensor, images: int) -> Tensor:
-    """Return terms in the place for every place of all images as a column, as `_columns` does, `(terms, places)`."""
-    return terms.flatten(1).repeat(1, images)
 
 
 def _polynomial(height: int, width: int) -> Tensor:

@@ -17,11 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import msgspec
-import numpy as np
 
 from edge.cli import command
 from edge.errors import UsageError
-from tests.benchmarks.accuracy.splits import Split, link, marked
+from tests.benchmarks.accuracy.splits import Split, link, marked, spread
 
 
 def write_grid(root: Path, kind: str, counts: Sequence[int], folder: Path) -> Split:
@@ -38,8 +37,8 @@ def write_grid(root: Path, kind: str, counts: Sequence[int], folder: Path) -> Sp
     grid: dict[str, list[str]] = {"no marks": []}
     for count in sorted(set(counts)):
         part = folder / f"marked-{count}"
-        for place in np.linspace(0, len(images) - 1, count).round().astype(int):
-            link(images[place], part)
+        for image in spread(images, count):
+            link(image, part)
         grid[f"{count} marked"] = ["--coarse", str(part.absolute())]
     (folder / "grid.json").write_bytes(msgspec.json.encode(grid))
     return split

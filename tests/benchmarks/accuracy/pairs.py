@@ -18,11 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-import cv2
 import numpy as np
 
 from edge.cli import command
 from edge.errors import DataError
+from edge.images import read_image, write_png
 from tests.benchmarks.accuracy.splits import link
 
 #: Of this many pairs in a row, the last is tested.
@@ -33,7 +33,9 @@ def convert(root: Path, folder: Path) -> Path:
     """Write the data set `folder/deeppcb`, made anew, of links and masks.
 
     Raises:
-        DataError: a template, a test image or the boxes of one are missing or cannot be read.
+        DataError: a test image or the boxes of a template are missing, or boxes cannot be read.
+        FrameError: a test image cannot be read.
+        OSError: a mask cannot be written.
     """
     templates = sorted((root / "template").glob("*.jpg"))
     if len(templates) < TESTED:
@@ -55,18 +57,15 @@ def convert(root: Path, folder: Path) -> Path:
 
 
 def _write_mask(image: Path, boxes: Path, path: Path) -> None:
-    pixels = cv2.imread(str(image), cv2.IMREAD_GRAYSCALE)
-    if pixels is None:
-        raise DataError(f"{image}: not a readable image", "copy it again")
     try:
         corners = np.loadtxt(boxes, int, usecols=(0, 1, 2, 3), ndmin=2)
     except ValueError as error:
         raise DataError(f"{boxes}: {error}", "lines are x1 y1 x2 y2 type") from error
-    mask = np.zeros_like(pixels)
+    mask = np.zeros(read_image(image).shape[:2], np.uint8)
     for left, top, right, bottom in corners:
         mask[top : bottom + 1, left : right + 1] = 255
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), mask)
+    write_png(path, mask)
 
 
 @command

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from edge.errors import UsageError
 from train.datasets import Dataset, Sample, open_dataset
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,7 @@ def marked(root: Path, kind: str, count: int, folder: Path) -> Split:
             f"{root} has {len(candidates)} test images of '{kind}': {count} of them cannot be marked",
             f"its kinds are {', '.join(kinds)}; leave at least one in the test set",
         )
-    places = np.linspace(0, len(candidates) - 1, count).round().astype(int)
-    chosen = {candidates[place] for place in places}
+    chosen = set(spread(candidates, count))
     shutil.rmtree(folder, ignore_errors=True)
     data = folder / dataset.name
     for sample in dataset.train:
@@ -70,6 +73,11 @@ def marked(root: Path, kind: str, count: int, folder: Path) -> Split:
         _link_mask(sample, data / "ground_truth" / sample.kind)
     label = f"{count} of {len(candidates)} {kind} images marked and not tested"
     return Split(open_dataset(data), data, label, folder / "coarse")
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Return this many of the items, evenly spread, the first and the last among them where there are two."""
+    return [items[place] for place in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def link(path: Path, folder: Path) -> None:

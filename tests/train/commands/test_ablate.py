@@ -86,8 +86,7 @@ def test_a_grid_survives_a_failing_variant_resumes_and_takes_over_what_is_the_sa
     assert first["command"].startswith("train-ablate ")
 
     # What was taken over is what the variant's own training would have made.
-    for name in ("no L_S", "no density", "marked"):
-        slug = name.lower().replace(" ", "-").replace("_", "-")
+    for slug, name in (("no-l-s", "no L_S"), ("no-density", "no density"), ("marked", "marked")):
         alone = tmp_path / "alone" / slug
         same = [*COMMON[2:], "--weights", str(random_weights), *variants[name]]
         assert run([str(data), "--out", str(alone), *same]) == 0
