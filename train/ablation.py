@@ -50,7 +50,7 @@ _WHERE = {"out", "device", "threads", "restart"}
 #: Arguments that the FRB does not depend on, those that recover does not either, and those that features learnt with
 #: `--weights self` do not.
 _AFTER_FRB = {"density_weight", "no_expected"}
-_AFTER_RECOVER = {"correlation_weight", "coarse", "no_frb", *_AFTER_FRB}
+_AFTER_RECOVER = {"correlation_weight", "coarse", "no_evidence", "no_frb", *_AFTER_FRB}
 _AFTER_PHI = {"map", "prompt", "prompts", "turned", "altered", *_AFTER_RECOVER}
 
 #: The phases that train these parts.

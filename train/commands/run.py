@@ -150,6 +150,9 @@ def settings_parser() -> argparse.ArgumentParser:
     ablations.add_argument(
         "--no-expected", action="store_true", help="take distances as they are where recovery usually does badly, too"
     )
+    ablations.add_argument(
+        "--no-evidence", action="store_true", help="let --coarse teach the FRB alone, and do not look for what it shows"
+    )
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
     p.add_argument("--threads", type=whole_number, metavar="T", help="CPU threads (all cores)")
     return p
@@ -245,6 +248,7 @@ def run_settings(args: argparse.Namespace, input_spec: InputSpec, canvas: Canvas
         frb=not args.no_frb,
         density_weight=args.density_weight,
         expected=not args.no_expected,
+        evidence=not args.no_evidence,
         turned=args.turned,
         altered=args.altered,
     )

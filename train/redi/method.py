@@ -20,8 +20,8 @@ from train.detector import Bank, Method
 from train.prepared import PreparedImages
 from train.redi.bank import assign_prompts, k_centre, random_prompts
 from train.redi.model import ReDi
-from train.redi.phases import DiscriminatePhase, RecoverPhase, encode_bank
-from train.redi.union import UnionPhase, nearest_prompts
+from train.redi.phases import DiscriminatePhase, RecoverPhase, encode_bank, spaced
+from train.redi.union import UnionPhase, nearest_prompts, take_evidence
 from train.trainer import Trainer
 from train.variants import admissible, describe, with_variants
 
@@ -48,6 +48,7 @@ def build(config: TrainConfig, backbone: Backbone) -> ReDi:
         frb=config.frb,
         density_weight=config.density_weight,
         expected=config.expected,
+        marked=config.coarse is not None and config.evidence,
     )
 
 
@@ -80,6 +81,8 @@ def fit(trainer: Trainer, model: ReDi, images: PreparedImages, coarse: PreparedI
         _discriminate(trainer, phase, images)
     if model.statistics.extra:
         _take_statistics(model, phase, images)
+    if isinstance(phase, UnionPhase) and model.statistics.evidence is not None:
+        take_evidence(model, phase, _originals(images), config.seed)
     if config.prompt == "none":
         return None
     return Bank(
@@ -142,11 +145,10 @@ def _affordable(blocks: int, seconds: float, left: float) -> int:
 
 def _take_statistics(model: ReDi, phase: DiscriminatePhase, images: PreparedImages, batch: int = 8) -> None:
     """Fit the statistics to good images as they are, up to `STATISTICS_ROWS` of them, evenly spaced."""
-    count = min(STATISTICS_ROWS, _originals(images))
-    rows = np.linspace(0, _originals(images) - 1, count).round().astype(np.int64)
+    rows = spaced(_originals(images), STATISTICS_ROWS)
     pairs = []
     with progress(transient=True) as bar, torch.no_grad():
-        for part in bar.track(np.array_split(rows, math.ceil(count / batch)), description="taking statistics"):
+        for part in bar.track(np.array_split(rows, math.ceil(len(rows) / batch)), description="taking statistics"):
             reference, recovered = phase.pair(part)
             pairs.append((reference, model.frb(recovered)))
         model.statistics.fit(pairs)
@@ -169,6 +171,7 @@ REDI = Method(
         "coarse",
         "correlation_weight",
         "density_weight",
+        "evidence",
         "expected",
         "frb",
         "map",

@@ -99,6 +99,12 @@ def halves(features: Sequence[Tensor]) -> tuple[Features, Features]:
     return (a, b, c), (d, e, f)
 
 
+def spaced(count: int, most: int) -> NDArray[np.int64]:
+    """Return up to `most` of `count` rows, evenly spaced."""
+    rows: NDArray[np.int64] = np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
+    return rows
+
+
 @torch.no_grad()
 def encode_bank(model: ReDi, images: PreparedImages, bank: NDArray[np.int64], batch: int = 8) -> PromptFeatures:
     """Encode the bank's images, `key` `(K, D, cells)` and `value` `(K, cells, V)`, float32."""

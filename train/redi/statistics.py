@@ -16,12 +16,15 @@ Together, per place and scale:
 
     distance = (1 - cos(x, y) / sqrt(1 + density_weight g)) / (1 + E / (3 E_mean))
 
+Where there are marked images, `train.redi.evidence` finds what they have: its square is added to `density_weight g`.
+
 Both enter as further channels of `F_X` and `F_Y`, so that the cosine of what the core gives is one minus this distance:
 kernels, bundles and stations know nothing of it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -29,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.redi.discriminate import Features
+from train.redi.evidence import MarkEvidence
 
 #: What is added to every eigenvalue of a covariance, as a share of their mean.
 SHRINKAGE = 0.01
@@ -82,12 +86,18 @@ class ScaleStatistics(nn.Module):
             self.limits: Tensor
             self.register_buffer("limits", torch.zeros(2))
 
-    def forward(self, x: Tensor, y: Tensor) -> Pair:
-        """Return `F_X` and `F_Y`, `(N, C, h, w)`, with the statistics' channels behind their own."""
+    def forward(self, x: Tensor, y: Tensor, evidence: Tensor | None = None) -> Pair:
+        """Return `F_X` and `F_Y`, `(N, C, h, w)`, with the statistics' channels behind their own.
+
+        `evidence` of a defect, `(N, 1, h, w)`, counts like the root of `density_weight g`, and with it.
+        """
         length_x, length_y = _length(x), _length(y)
         xs, ys = [x], [y]
-        if self.weight:
-            unusual = self._unusual(x, length_x)
+        parts = [self._unusual(x, length_x)] if self.weight else []
+        if evidence is not None:
+            parts.append(evidence.float() * length_x)
+        if parts:
+            unusual = functools.reduce(_joint, parts)
             length_x = _joint(length_x, unusual)
             xs.append(unusual.to(x.dtype))
             ys.append(torch.zeros_like(y[:, :1]))
@@ -177,16 +187,21 @@ class FeatureStatistics(nn.Module):
         scales: `(channels, height, width)`, finest first.
         density_weight: see `ScaleStatistics`.
         expected: see `ScaleStatistics`.
+        marked: there is evidence of marked images to count, too.
     """
 
-    def __init__(self, scales: Sequence[tuple[int, int, int]], density_weight: float, expected: bool) -> None:
+    def __init__(
+        self, scales: Sequence[tuple[int, int, int]], density_weight: float, expected: bool, marked: bool = False
+    ) -> None:
         super().__init__()
-        self.extra = bool(density_weight) + expected
+        self.extra = (bool(density_weight) or marked) + expected
         self.scales = nn.ModuleList(ScaleStatistics(c, (h, w), density_weight, expected) for c, h, w in scales)
+        self.evidence = MarkEvidence(scales) if marked else None
 
     def forward(self, reference: Features, recovered: Features) -> tuple[Tensor, ...]:
         """Return `F_X` then `F_Y` of any number of images, each scale with `extra` channels more."""
-        pairs = [scale(x, y) for scale, x, y in zip(self.scales, reference, recovered, strict=True)]
+        evidence = [None] * len(self.scales) if self.evidence is None else self.evidence(reference)
+        pairs = [scale(x, y, e) for scale, x, y, e in zip(self.scales, reference, recovered, evidence, strict=True)]
         return (*(x for x, _ in pairs), *(y for _, y in pairs))
 
     def fit(self, batches: Sequence[tuple[Features, Features]]) -> None:

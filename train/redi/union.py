@@ -1,13 +1,20 @@
-"""ReDi with coarse marks: CKAAD's patch discriminators judge what the Feature Recovery Block gives back."""
+"""ReDi with coarse marks: CKAAD's patch discriminators judge what the Feature Recovery Block gives back.
+
+After training, `train.redi.evidence` learns from the same images what to look for besides.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from edge.cli import progress
 from train.ckaad.discriminators import PatchDiscriminator
 from train.ckaad.losses import ENERGY_WEIGHT, discriminator_loss, energy_of
 from train.ckaad.phase import DISCRIMINATOR_RATE, GOOD_PER_ANOMALY, still
@@ -16,9 +23,12 @@ from train.featurecache import FeatureCache
 from train.prepared import PreparedImages
 from train.redi.bank import assign_prompts
 from train.redi.model import ReDi
-from train.redi.phases import DiscriminatePhase, halves
+from train.redi.phases import DiscriminatePhase, halves, spaced
 from train.redi.recover import PromptFeatures
 from train.trainer import Update
+
+#: Places of good images that evidence is learnt from, at most: about 200 images of 256².
+GOOD_PLACES = 200_000
 
 
 class UnionPhase(DiscriminatePhase):
@@ -55,7 +65,8 @@ class UnionPhase(DiscriminatePhase):
         patches = nn.ModuleList(PatchDiscriminator(channels) for channels in model.phi.channels)
         self.patches = patches.to(images.device)
         self.module = nn.ModuleDict({"frb": model.frb, "patches": self.patches})
-        self._coarse_count, self._energy_weight = len(coarse), weight
+        self.coarse_count, self._energy_weight = len(coarse), weight
+        self.coarse_tiles = coarse.tiles
         self.coarse = FeatureCache(
             lambda rows: self._pair(coarse.images(rows), coarse.maps(rows), nearest[rows]), len(coarse), images.device
         )
@@ -69,7 +80,7 @@ class UnionPhase(DiscriminatePhase):
         """Return `L_D`, and keep the step's features for `loss`."""
         # Anomalies are few: every process takes all of them, and `counts` says so.
         marked = max(1, len(indices) // GOOD_PER_ANOMALY)
-        anomalies, recovered = halves(self.coarse.get(rng.integers(0, self._coarse_count, marked)))
+        anomalies, recovered = halves(self.coarse.get(rng.integers(0, self.coarse_count, marked)))
         good, good_recovered = self.pair(*share(indices))
         normal, normalised = self._model.frb(good_recovered), self._model.frb(recovered)
         counts = len(indices), marked
@@ -91,6 +102,52 @@ class UnionPhase(DiscriminatePhase):
 
     def _judge(self, features: Sequence[Tensor]) -> list[Tensor]:
         return [judge(f) for judge, f in zip(self.patches, features, strict=True)]
+
+
+@torch.no_grad()
+def take_evidence(model: ReDi, phase: UnionPhase, originals: int, seed: int, batch: int = 8) -> None:
+    """Teach the model what marked images have; the first `originals` rows of the good ones are no copies."""
+    evidence = model.statistics.evidence
+    assert evidence is not None
+    places = evidence.grid[0] * evidence.grid[1]
+    normal = np.array_split(spaced(originals, max(1, GOOD_PLACES // places)), math.ceil(originals / batch))
+    anomalies = np.array_split(np.arange(phase.coarse_count), math.ceil(phase.coarse_count / batch))
+    good, marked, suspicion = [], [], []
+    with progress(transient=True) as bar:
+        task = bar.add_task("learning from marked images", total=len(normal) + len(anomalies), note="")
+        for rows in normal:
+            good.append(_vectors(evidence.joined(phase.pair(rows)[0])).half())
+            bar.advance(task)
+        for rows in anomalies:
+            reference, recovered = halves(phase.coarse.get(rows))
+            features = model.statistics(reference, model.frb(recovered))
+            marked.append(_vectors(evidence.joined(reference)))
+            suspicion.append(_suspicion(features, evidence.grid))
+            bar.advance(task)
+        images = phase.coarse_count // phase.coarse_tiles
+        device = evidence.hidden.weight.device
+        evidence.cpu().fit(
+            torch.cat(good).flatten(0, 1),
+            torch.cat(marked).reshape(images, phase.coarse_tiles * places, -1),
+            torch.cat(suspicion).reshape(images, -1),
+            seed,
+        )
+        evidence.to(device)
+
+
+def _vectors(features: Tensor) -> Tensor:
+    """Return every place's vector as a row, `(N, places, C)`, in main memory."""
+    return features.flatten(2).transpose(1, 2).cpu()
+
+
+def _suspicion(features: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+    """Return the distances of the core's outputs, summed over the scales, `(N, places)`, in main memory."""
+    count = len(features) // 2
+    total = torch.zeros(())
+    for x, y in zip(features[:count], features[count:], strict=True):
+        distance = 1 - F.cosine_similarity(x, y, dim=1)[:, None]
+        total = total + F.interpolate(distance, size=grid, mode="bilinear", align_corners=False).cpu()
+    return total.flatten(1)
 
 
 def nearest_prompts(images: PreparedImages, bank: NDArray[np.int64], coarse: PreparedImages) -> NDArray[np.int64]:

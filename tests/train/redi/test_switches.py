@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from edge.inspection.inspector import Inspector
 from train.commands.export import main as export
 from train.commands.run import main as run
 from train.redi.bank import random_prompts
+from train.redi.evidence import MarkEvidence
 from train.runfolder import RunFolder
 from train.trained import TrainedModel, load_trained
 
@@ -25,16 +27,28 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str
     return tmp_path_factory.mktemp("runs"), {}
 
 
+@pytest.fixture(scope="module")
+def scratched(tiny_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four of the good photographs with a scratch each."""
+    folder = tmp_path_factory.mktemp("scratched")
+    for number in range(4):
+        image = read_image(tiny_photos / f"good{number}.png").copy()
+        cv2.line(image, (30, 30 + 3 * number), (45, 36 + 3 * number), (20, 20, 20), 2)
+        cv2.imwrite(str(folder / f"bad{number}.png"), image)
+    return folder
+
+
 @pytest.fixture
 def trained(
     request: pytest.FixtureRequest,
     runs: tuple[Path, dict[tuple[str, ...], Path]],
     tiny_photos: Path,
+    scratched: Path,
     random_weights: Path,
 ) -> tuple[Path, TrainedModel]:
-    """A run that was trained with the flags in the test's parameter."""
+    """A run that was trained with the flags in the test's parameter, SCRATCHED in it standing for the folder."""
     folder, known = runs
-    flags = tuple(request.param)
+    flags = tuple(str(scratched) if flag == "SCRATCHED" else flag for flag in request.param)
     if flags not in known:
         out = folder / str(len(known))
         options = ["--epochs", "1", "--size", "64", "--batch", "4", "--prompts", "4", "--weights", str(random_weights)]
@@ -68,6 +82,9 @@ def unseen(folder: Path) -> list[np.ndarray]:
         (["--prompt", "none", "--no-frb"], {"x", "h"}),
         (["--map", "lowpass", "--prompt", "none"], {"x"}),
         (["--prompt", "fixed", "--correlation-weight", "0"], {"x", "h", "prompt_key", "prompt_value"}),
+        (["--coarse", "SCRATCHED"], {"x", "h", "prompt_key", "prompt_value"}),
+        (["--coarse", "SCRATCHED", "--density-weight", "0", "--no-expected"], {"x", "h", "prompt_key", "prompt_value"}),
+        (["--coarse", "SCRATCHED", "--tiles", "1x2"], {"x", "h", "prompt_key", "prompt_value"}),
     ],
     indirect=["trained"],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -100,6 +117,32 @@ def test_torch_and_the_station_score_alike(
 @pytest.mark.parametrize("trained", [["--map", "canny", "--prompt", "random"]], indirect=True)
 def test_a_map_made_in_the_core_exports_in_half_precision(trained: tuple[Path, TrainedModel], tmp_path: Path) -> None:
     assert export([str(trained[0]), "--out", str(tmp_path / "redi.plan"), "--fp16"]) == 0
+
+
+@pytest.mark.parametrize("trained", [["--coarse", "SCRATCHED"]], indirect=True)
+def test_what_was_marked_is_found_on_other_parts(
+    trained: tuple[Path, TrainedModel], scratched: Path, tiny_photos: Path
+) -> None:
+    """The evidence, at places where it was taught there is a defect, and at all others."""
+    _, model = trained
+    evidence, scorer = model.model.statistics.evidence, model.scorer()
+    assert isinstance(evidence, MarkEvidence)
+
+    def largest(path: Path) -> float:
+        scorer.features(read_image(path))
+        with torch.no_grad():
+            found = evidence(model.model.phi(torch.from_numpy(scorer._prepare.x)[None]))
+        return max(float(e.max()) for e in found)
+
+    good = [largest(path) for path in sorted(tiny_photos.iterdir())]
+    assert min(largest(path) for path in scratched.iterdir()) > max(good)
+
+
+@pytest.mark.parametrize("trained", [["--coarse", "SCRATCHED", "--no-evidence"]], indirect=True)
+def test_without_evidence_marks_teach_the_frb_alone(trained: tuple[Path, TrainedModel]) -> None:
+    out, model = trained
+    assert model.model.statistics.evidence is None
+    assert "discriminate-coarse" in RunFolder(out).read_json("run.json")["phases"]
 
 
 @pytest.mark.parametrize("trained", [["--prompt", "nearest-features"]], indirect=True)
