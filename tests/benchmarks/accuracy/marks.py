@@ -1,6 +1,6 @@
 """What a few marked defect images are worth: a data set without them, folders of 5, 10, 20 of them, and the grid.
 
-    python tests/benchmarks/accuracy/marks.py DATA KIND [--counts 5,10,20] --out DIR
+    python tests/benchmarks/accuracy/marks.py DATA KIND[,KIND…] [--counts 5,10,20] --out DIR
     train-ablate DIR/DATA --grid DIR/grid.json --out ablation --weights FILE …
 
 The most that are marked leave the test set for every variant, so that all are tested on the same images; fewer marks
@@ -33,12 +33,12 @@ def write_grid(root: Path, kind: str, counts: Sequence[int], folder: Path) -> Sp
         raise UsageError(f"--counts {','.join(map(str, counts))}: not all are at least 1", "5,10,20 is usual")
     split = marked(root, kind, max(counts), folder)
     assert split.coarse is not None
-    images = sorted(split.coarse.iterdir())
+    images = sorted(split.coarse.glob("*/*"))
     grid: dict[str, list[str]] = {"no marks": []}
     for count in sorted(set(counts)):
         part = folder / f"marked-{count}"
         for image in spread(images, count):
-            link(image, part)
+            link(image, part / image.parent.name)
         grid[f"{count} marked"] = ["--coarse", str(part.absolute())]
     (folder / "grid.json").write_bytes(msgspec.json.encode(grid))
     return split
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make the split, and print the next command."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data", type=Path, metavar="DATA", help="a data set in MVTec AD's layout")
-    p.add_argument("kind", metavar="KIND", help="the defect kind to mark images of")
+    p.add_argument("kind", metavar="KIND[,KIND…]", help="the defect kinds to mark images of, about equally many each")
     p.add_argument("--counts", default="5,10,20", metavar="N,N…", help="how many (5,10,20)")
     p.add_argument("--out", required=True, type=Path, metavar="DIR", help="made anew")
     args = p.parse_args(argv)

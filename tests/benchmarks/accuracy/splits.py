@@ -43,9 +43,10 @@ def whole(root: Path) -> Split:
 
 
 def marked(root: Path, kind: str, count: int, folder: Path) -> Split:
-    """Take `count` images of defect `kind`, spread evenly over their names, out of the test set; MVTec AD layout alone.
+    """Take `count` images of a defect kind, spread evenly over their names, out of the test set; MVTec AD layout alone.
 
-    The images are linked into `folder`, which is made anew.
+    Of several kinds, with commas between, about equally many each.  The images are linked into `folder`, which is made
+    anew.
 
     Raises:
         UsageError: another layout, or there are too few such images.
@@ -53,25 +54,29 @@ def marked(root: Path, kind: str, count: int, folder: Path) -> Split:
     dataset = open_dataset(root)
     if dataset.layout != "mvtec":
         raise UsageError(f"{root} has the layout {dataset.layout}", "--coarse needs the MVTec AD layout")
-    candidates = [sample for sample in dataset.test if sample.kind == kind]
-    if not 1 <= count < len(candidates):
-        kinds = sorted({sample.kind for sample in dataset.test if sample.label})
-        raise UsageError(
-            f"{root} has {len(candidates)} test images of '{kind}': {count} of them cannot be marked",
-            f"its kinds are {', '.join(kinds)}; leave at least one in the test set",
-        )
-    chosen = set(spread(candidates, count))
+    kinds = kind.split(",")
+    chosen: set[Sample] = set()
+    for place, one in enumerate(kinds):
+        candidates = [sample for sample in dataset.test if sample.kind == one]
+        share = count * (place + 1) // len(kinds) - count * place // len(kinds)
+        if not 1 <= share < len(candidates):
+            known = sorted({sample.kind for sample in dataset.test if sample.label})
+            raise UsageError(
+                f"{root} has {len(candidates)} test images of '{one}': {share} of them cannot be marked",
+                f"its kinds are {', '.join(known)}; mark at least one, and leave at least one in the test set",
+            )
+        chosen.update(spread(candidates, share))
     shutil.rmtree(folder, ignore_errors=True)
     data = folder / dataset.name
     for sample in dataset.train:
         link(sample.path, data / "train" / "good")
     for sample in dataset.test:
         if sample in chosen:
-            link(sample.path, folder / "coarse")
+            link(sample.path, folder / "coarse" / sample.kind)
             continue
         link(sample.path, data / "test" / sample.kind)
         _link_mask(sample, data / "ground_truth" / sample.kind)
-    label = f"{count} of {len(candidates)} {kind} images marked and not tested"
+    label = f"{count} {' and '.join(kinds)} images marked and not tested"
     return Split(open_dataset(data), data, label, folder / "coarse")
 
 

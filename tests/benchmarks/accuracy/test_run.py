@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -126,7 +127,7 @@ def test_stored_answers_are_scored_in_the_order_of_the_test_set(data: Path) -> N
 def test_marked_images_leave_the_test_set(data: Path, tmp_path: Path) -> None:
     split = splits.marked(data, "spot", 2, tmp_path / "split")
     assert split.coarse is not None
-    taken = {path.name for path in split.coarse.iterdir()}
+    taken = {path.name for path in (split.coarse / "spot").iterdir()}
     left = {sample.path.name for sample in split.dataset.test if sample.label}
     assert (len(taken), len(left)) == (2, 3)
     assert not taken & left
@@ -138,12 +139,25 @@ def test_fewer_marks_are_some_of_more_and_none_is_tested(data: Path, tmp_path: P
     assert marks.main([str(data), "spot", "--counts", "3,1", "--out", str(tmp_path / "m")]) == 0
     grid = read_grid(str(tmp_path / "m" / "grid.json"))
     assert list(grid) == ["no marks", "1 marked", "3 marked"]
-    one, three = ({image.resolve() for image in Path(grid[name][1]).iterdir()} for name in ("1 marked", "3 marked"))
+    one, three = ({image.resolve() for image in Path(grid[name][1]).glob("*/*")} for name in ("1 marked", "3 marked"))
     assert len(one) == 1
     assert one < three
     tested = {sample.path.resolve() for sample in open_dataset(tmp_path / "m" / "cap").test}
     assert not tested & three
     assert len(tested) == 3 + 5 - 3
+
+
+def test_several_kinds_are_marked_alike_though_their_images_have_the_same_names(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "cap")
+    for folder in ("test", "ground_truth"):
+        shutil.copytree(data / folder / "spot", tmp_path / "cap" / folder / "stain")
+    words = [str(tmp_path / "cap"), "spot,stain", "--counts", "2,5", "--out", str(tmp_path / "m")]
+    assert marks.main(words) == 0
+    for count, shares in ((2, [1, 1]), (5, [2, 3])):
+        part = tmp_path / "m" / f"marked-{count}"
+        assert [len(list((part / kind).iterdir())) for kind in ("spot", "stain")] == shares
+    assert len(open_dataset(tmp_path / "m" / "cap").test) == 3 + 10 - 5
+    assert marks.main([*words[:3], "2,9", *words[4:]]) == 2
 
 
 @pytest.mark.parametrize("counts", ["0", "5", "many"])
