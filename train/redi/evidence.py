@@ -65,18 +65,11 @@ class MarkEvidence(nn.Module):
     def forward(self, reference: Features) -> list[Tensor]:
         """Return the evidence in `F_X` at each scale, `(N, 1, h, w)`, logits beyond the limit, never negative."""
         found = F.relu(self.verdict(F.relu(self.hidden(self.joined(reference)))))
-        return [self._resized(found, size) for size in self.sizes]
+        return [resized(found, size) for size in self.sizes]
 
     def joined(self, reference: Features) -> Tensor:
         """Return unit vectors of all scales behind each other at the middle one's places, `(N, C, h, w)`."""
-        return torch.cat([self._resized(F.normalize(f, dim=1), self.grid) for f in reference], 1)
-
-    @staticmethod
-    def _resized(f: Tensor, size: tuple[int, int]) -> Tensor:
-        # Between neighbouring scales, that is the mean of four on the way down.
-        if tuple(f.shape[2:]) == size:
-            return f
-        return F.interpolate(f, size=size, mode="bilinear", align_corners=False)
+        return torch.cat([resized(F.normalize(f, dim=1), self.grid) for f in reference], 1)
 
     @torch.no_grad()
     def fit(self, good: Tensor, marked: Tensor, suspicion: Tensor, seed: int) -> None:
@@ -113,6 +106,13 @@ class MarkEvidence(nn.Module):
             conv.bias.copy_(bias)
 
 
+def resized(f: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps `(N, C, h, w)` at another size; one scale down, that is the mean of four."""
+    if tuple(f.shape[2:]) == size:
+        return f
+    return F.interpolate(f, size=size, mode="bilinear", align_corners=False)
+
+
 class _Classifier(nn.Module):
     """The same on whitened vectors `(…, C)`, without a limit."""
 
@@ -130,9 +130,8 @@ def _taught(good: Tensor, defects: Tensor) -> _Classifier:
     """Return a classifier that has learnt that these whitened vectors are defects, and those are not."""
     classifier = _Classifier(good.shape[1])
     optimiser = torch.optim.AdamW(classifier.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    hard = good
+    hard, half = good, GOOD_BATCH // 2
     for step in range(1, STEPS + 1):
-        half = GOOD_BATCH // 2
         normal = torch.cat([_some(good, half), _some(hard, half)])
         with torch.enable_grad():
             loss = F.softplus(classifier(normal)).mean() + F.softplus(-classifier(_some(defects, MARKED_BATCH))).mean()
@@ -159,8 +158,8 @@ def _logits(classifier: _Classifier, rows: Tensor) -> Tensor:
 def _whitening(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows' mean, and what to multiply centred rows by for about unit covariance, float32."""
     total, moments = torch.zeros(()), torch.zeros(())
-    for part in _parts(rows):
-        total, moments = total + part.double().sum(0), moments + part.double().T @ part.double()
+    for part in map(Tensor.double, _parts(rows)):
+        total, moments = total + part.sum(0), moments + part.T @ part
     mean = total / len(rows)
     values, vectors = torch.linalg.eigh(moments / len(rows) - mean[:, None] * mean)
     values = values.clamp_min(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 import numpy as np
@@ -20,7 +19,7 @@ from train.detector import Bank, Method
 from train.prepared import PreparedImages
 from train.redi.bank import assign_prompts, k_centre, random_prompts
 from train.redi.model import ReDi
-from train.redi.phases import DiscriminatePhase, RecoverPhase, encode_bank, spaced
+from train.redi.phases import DiscriminatePhase, RecoverPhase, batches, encode_bank, spaced
 from train.redi.union import UnionPhase, nearest_prompts, take_evidence
 from train.trainer import Trainer
 from train.variants import admissible, describe, with_variants
@@ -143,12 +142,12 @@ def _affordable(blocks: int, seconds: float, left: float) -> int:
     return min(blocks, 1 + int(COPIES_SHARE * left / max(seconds, 1e-6)))
 
 
-def _take_statistics(model: ReDi, phase: DiscriminatePhase, images: PreparedImages, batch: int = 8) -> None:
+def _take_statistics(model: ReDi, phase: DiscriminatePhase, images: PreparedImages) -> None:
     """Fit the statistics to good images as they are, up to `STATISTICS_ROWS` of them, evenly spaced."""
     rows = spaced(_originals(images), STATISTICS_ROWS)
     pairs = []
     with progress(transient=True) as bar, torch.no_grad():
-        for part in bar.track(np.array_split(rows, math.ceil(len(rows) / batch)), description="taking statistics"):
+        for part in bar.track(batches(rows), description="taking statistics"):
             reference, recovered = phase.pair(part)
             pairs.append((reference, model.frb(recovered)))
         model.statistics.fit(pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -103,6 +104,11 @@ def spaced(count: int, most: int) -> NDArray[np.int64]:
     """Return up to `most` of `count` rows, evenly spaced."""
     rows: NDArray[np.int64] = np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
     return rows
+
+
+def batches(rows: NDArray[np.int64], most: int = 8) -> list[NDArray[np.int64]]:
+    """Return the rows in parts of about equal length, up to `most` in each."""
+    return np.array_split(rows, math.ceil(len(rows) / most))
 
 
 @torch.no_grad()

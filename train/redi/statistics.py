@@ -16,10 +16,10 @@ Together, per place and scale:
 
     distance = (1 - cos(x, y) / sqrt(1 + density_weight g)) / (1 + E / (3 E_mean))
 
-Where there are marked images, `train.redi.evidence` finds what they have: its square is added to `density_weight g`.
-
 Both enter as further channels of `F_X` and `F_Y`, so that the cosine of what the core gives is one minus this distance:
 kernels, bundles and stations know nothing of it.
+
+Where there are marked images, `train.redi.evidence` finds what they have: its square is added to `density_weight g`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ After training, `train.redi.evidence` learns from the same images what to look f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,8 +21,9 @@ from train.distributed import share
 from train.featurecache import FeatureCache
 from train.prepared import PreparedImages
 from train.redi.bank import assign_prompts
+from train.redi.evidence import resized
 from train.redi.model import ReDi
-from train.redi.phases import DiscriminatePhase, halves, spaced
+from train.redi.phases import DiscriminatePhase, batches, halves, spaced
 from train.redi.recover import PromptFeatures
 from train.trainer import Update
 
@@ -105,13 +105,13 @@ class UnionPhase(DiscriminatePhase):
 
 
 @torch.no_grad()
-def take_evidence(model: ReDi, phase: UnionPhase, originals: int, seed: int, batch: int = 8) -> None:
+def take_evidence(model: ReDi, phase: UnionPhase, originals: int, seed: int) -> None:
     """Teach the model what marked images have; the first `originals` rows of the good ones are no copies."""
     evidence = model.statistics.evidence
     assert evidence is not None
     places = evidence.grid[0] * evidence.grid[1]
-    normal = np.array_split(spaced(originals, max(1, GOOD_PLACES // places)), math.ceil(originals / batch))
-    anomalies = np.array_split(np.arange(phase.coarse_count), math.ceil(phase.coarse_count / batch))
+    normal = batches(spaced(originals, max(1, GOOD_PLACES // places)))
+    anomalies = batches(np.arange(phase.coarse_count))
     good, marked, suspicion = [], [], []
     with progress(transient=True) as bar:
         task = bar.add_task("learning from marked images", total=len(normal) + len(anomalies), note="")
@@ -146,7 +146,7 @@ def _suspicion(features: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
     total = torch.zeros(())
     for x, y in zip(features[:count], features[count:], strict=True):
         distance = 1 - F.cosine_similarity(x, y, dim=1)[:, None]
-        total = total + F.interpolate(distance, size=grid, mode="bilinear", align_corners=False).cpu()
+        total = total + resized(distance, grid).cpu()
     return total.flatten(1)
 
 
