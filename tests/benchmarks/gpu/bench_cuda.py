@@ -7,7 +7,8 @@ many in one graph; a step's bytes are those that it cannot do without: each inpu
 and nothing of what its kernels hand to each other.  Their share of the bandwidth is against a copy on the device in the
 same run, which reads and writes.  A frame is timed by the host's clock to its results, beside the core alone: once from
 when it lies on the device, as frames do that come while another is inspected, and once with its copy to the device.
-PyTorch stands in TensorRT's place, in float16, with a network of the size of two ResNet-18.
+PyTorch stands in TensorRT's place, in float16, with a network of the size of two ResNet-18.  HOG is also timed as
+OpenCV and CuPy have it, where they are installed.
 """
 
 from __future__ import annotations
@@ -278,12 +279,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=30, help="timed graphs for each figure (default 30)")
     options = parser.parse_args(argv)
     from edge.inspection.cuda.pycuda_device import own_gpu
+    from tests.benchmarks.gpu.other_hogs import other_hogs_ms
     from tests.benchmarks.gpu.torch_steps import torch_rows
 
     gpu = own_gpu()
     frame = (2 * options.side, 2 * options.side)
     rows = list(kernel_rows(gpu, model(options.side), frame, options.repeats))
     torch_ms = torch_rows(model(options.side), frame, options.repeats)
+    hogs_ms = other_hogs_ms(options.side, options.repeats)
     latency = frame_over_core(gpu, options.repeats)
     missed = [row.step for row in rows if row.reached is False]
     missed += ["over_core"] if latency["over_core"] > MOST_OVER_CORE else []
@@ -293,14 +296,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             for row in rows
         ]
         facts = {"device": gpu.facts.name, "date": datetime.now(timezone.utc).date().isoformat()}
-        clocks = gpu_clock().as_dict()
+        settings = {"clocks": gpu_clock().as_dict(), "side": options.side}
         print(
-            json.dumps(
-                {**facts, "clocks": clocks, "side": options.side, "kernels": kernels, **latency, "missed": missed}
-            )
+            json.dumps({**facts, **settings, "kernels": kernels, "other_hogs_ms": hogs_ms, **latency, "missed": missed})
         )
     else:
         _show(gpu, rows, torch_ms, latency, options.side)
+        for name, ms in hogs_ms.items():
+            Console().print(f"HOG by {name}: {ms:.3f} ms")
     return 1 if missed else 0
 
 

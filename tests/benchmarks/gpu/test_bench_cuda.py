@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from edge.inspection.cuda.runtime import CudaRuntime
 from edge.inspection.native import Preprocessor
 from edge.inspection.ports import core_inputs, core_outputs
 from edge.manifest import MapSpec
-from tests.benchmarks.gpu import torch_steps
+from tests.benchmarks.gpu import other_hogs, torch_steps
 from tests.benchmarks.gpu.bench_cuda import Row, kernel_rows, model, needed_bytes, time_frames, write_model
 from tests.edge.inspection.cuda.emulated import EmulatedGpu
 from tests.edge.inspection.cuda.network import NetworkEngine
@@ -81,6 +82,7 @@ def test_pytorchs_steps_mean_the_same() -> None:
     found, grey = torch_steps.prepare(torch.from_numpy(pixels), 64)
     np.testing.assert_allclose(found[0], x, atol=1e-4)
     np.testing.assert_allclose(torch_steps.hog(grey)[0], h, atol=1e-4)
+    np.testing.assert_allclose(other_hogs.cells(np, grey[0, 0].numpy()), h, atol=1e-4)
 
     fx = [rng.standard_normal((1, *scale), np.float32) for scale in spec.compare.scales]
     fy = [rng.standard_normal((1, *scale), np.float32) for scale in spec.compare.scales]
@@ -89,6 +91,20 @@ def test_pytorchs_steps_mean_the_same() -> None:
     score = torch_steps.compare([*map(torch.from_numpy, fx)], [*map(torch.from_numpy, fy)], 64)
     # PyTorch reflects without repeating the border.
     assert float(score) == pytest.approx(expected.score, rel=0.02)
+
+
+def test_libraries_that_are_missing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert other_hogs.other_hogs_ms(64, 1) == {}
+
+
+def test_opencvs_is_timed_where_it_has_one() -> None:
+    import cv2
+
+    found = other_hogs.other_hogs_ms(64, 2)
+    assert ("OpenCV, CPU" in found) == hasattr(cv2, "HOGDescriptor")
+    assert all(ms > 0 for ms in found.values())
 
 
 def test_the_core_fits_the_bundle(tmp_path: Path) -> None:
