@@ -54,6 +54,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frb: bool = True
     density_weight: float = 1.0
     expected: bool = True
+    level: bool = True
     evidence: bool = True
     turned: str = "auto"
     altered: bool = False

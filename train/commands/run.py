@@ -151,6 +151,9 @@ def settings_parser() -> argparse.ArgumentParser:
         "--no-expected", action="store_true", help="take distances as they are where recovery usually does badly, too"
     )
     ablations.add_argument(
+        "--no-level", action="store_true", help="let rare features count as they are, however rough the whole part is"
+    )
+    ablations.add_argument(
         "--no-evidence", action="store_true", help="let --coarse teach the FRB alone, and do not look for what it shows"
     )
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
@@ -248,6 +251,7 @@ def run_settings(args: argparse.Namespace, input_spec: InputSpec, canvas: Canvas
         frb=not args.no_frb,
         density_weight=args.density_weight,
         expected=not args.no_expected,
+        level=not args.no_level,
         evidence=not args.no_evidence,
         turned=args.turned,
         altered=args.altered,

@@ -47,6 +47,7 @@ def build(config: TrainConfig, backbone: Backbone) -> ReDi:
         frb=config.frb,
         density_weight=config.density_weight,
         expected=config.expected,
+        level=config.level,
         marked=config.coarse is not None and config.evidence,
     )
 

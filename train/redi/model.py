@@ -30,6 +30,7 @@ class ReDi(Detector):
         frb: False compares with the features of the recovered image as they are, `F_Y = R_Y`.
         density_weight: how much rare features count; 0: not at all.
         expected: False takes distances as they are, wherever recovery usually does badly.
+        level: False counts rare features as they are, however rare those of the whole image are.
         marked: True looks for what marked images have, too, `train.redi.evidence`.
     """
 
@@ -43,6 +44,7 @@ class ReDi(Detector):
         frb: bool = True,
         density_weight: float = 1.0,
         expected: bool = True,
+        level: bool = True,
         marked: bool = False,
     ) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class ReDi(Detector):
         self.recover = Recover(map_channels(map_spec), map_spec.cell, cells, prompted=prompt != "none")
         self.frb = FeatureRecoveryBlock(backbone.channels) if frb else nn.Identity()
         scales = compare_spec(input_spec, backbone.scales).scales
-        self.statistics = FeatureStatistics(scales, density_weight, expected, marked)
+        self.statistics = FeatureStatistics(scales, density_weight, expected, marked, level)
 
     @property
     def learnt(self) -> dict[str, nn.Module]:

@@ -16,8 +16,11 @@ Together, per place and scale:
 
     distance = (1 - cos(x, y) / sqrt(1 + density_weight g)) / (1 + E / (3 E_mean))
 
-Both enter as further channels of `F_X` and `F_Y`, so that the cosine of what the core gives is one minus this distance:
-kernels, bundles and stations know nothing of it.
+where `g`, and the squared tangent of the angle between `x` and `y`, are first divided by the image's own levels of them
+as far as `train.redi.level` finds that right.
+
+Both statistics enter as further channels of `F_X` and `F_Y`, the angle by turning `F_X` in the plane of both, so that
+the cosine of what the core gives is one minus this distance: kernels, bundles and stations know nothing of it.
 
 Where there are marked images, `train.redi.evidence` finds what they have: its square is added to `density_weight g`.
 """
@@ -33,6 +36,7 @@ from torch.nn import functional as F
 
 from train.redi.discriminate import Features
 from train.redi.evidence import MarkEvidence
+from train.redi.level import ImageLevel
 
 #: What is added to every eigenvalue of a covariance, as a share of their mean.
 SHRINKAGE = 0.01
@@ -55,6 +59,9 @@ FLAT = 1e-12
 #: Shorter vectors have no direction.
 SHORTEST = 1e-6
 
+#: Larger angles than that of this cosine count like it in an image's level.
+SMALLEST_COSINE = 0.02
+
 #: One scale of some good images: `F_X` and `F_Y`, each `(N, C, h, w)`.
 Pair = tuple[Tensor, Tensor]
 
@@ -67,17 +74,22 @@ class ScaleStatistics(nn.Module):
         size: its `(height, width)`.
         density_weight: of `g`; 0: without density, and without its channel.
         expected: False: without the expected distance, and without its channel.
+        level: False: `g` and angle as they are, however large they are in the whole image.
     """
 
-    def __init__(self, channels: int, size: tuple[int, int], density_weight: float, expected: bool) -> None:
+    def __init__(
+        self, channels: int, size: tuple[int, int], density_weight: float, expected: bool, level: bool = True
+    ) -> None:
         super().__init__()
         self.weight = density_weight
+        self.angle_level = ImageLevel() if level else None
         if density_weight:
             polynomial = _polynomial(*size).float()[None]
             self.density = _zero(nn.Conv2d(channels, channels, 1, bias=False))
             self.centre = _zero(nn.Conv2d(polynomial.shape[1], channels, 1, bias=False))
             self.polynomial: Tensor
             self.register_buffer("polynomial", polynomial, persistent=False)
+            self.density_level = ImageLevel() if level else None
         self.expects = expected
         if expected:
             self.expected = _zero(nn.Conv2d(channels, 1, 1, bias=False))
@@ -91,15 +103,15 @@ class ScaleStatistics(nn.Module):
 
         `evidence` of a defect, `(N, 1, h, w)`, counts like the root of `density_weight g`, and with it.
         """
-        length_x, length_y = _length(x), _length(y)
+        unusual = self._unusual(x)
+        x, length_y = self._levelled(x, y), _length(y)
+        length_x = _length(x)
         xs, ys = [x], [y]
-        parts = [self._unusual(x, length_x)] if self.weight else []
-        if evidence is not None:
-            parts.append(evidence.float() * length_x)
-        if parts:
-            unusual = functools.reduce(_joint, parts)
-            length_x = _joint(length_x, unusual)
-            xs.append(unusual.to(x.dtype))
+        roots = [root for root in (unusual, None if evidence is None else evidence.float()) if root is not None]
+        if roots:
+            further = functools.reduce(_joint, roots) * length_x
+            length_x = _joint(length_x, further)
+            xs.append(further.to(x.dtype))
             ys.append(torch.zeros_like(y[:, :1]))
         if self.expects:
             slack = (self._usual(y, length_y) / TOLERATED).sqrt()
@@ -107,9 +119,29 @@ class ScaleStatistics(nn.Module):
             ys.append((slack * length_y).to(y.dtype))
         return torch.cat(xs, 1), torch.cat(ys, 1)
 
-    def _unusual(self, x: Tensor, length_x: Tensor) -> Tensor:
-        """Return `sqrt(density_weight g) |F_X|`, float32 `(N, 1, h, w)`."""
-        return _length(self.density(x) - self.centre(length_x.to(x.dtype) * self.polynomial.to(x.dtype)))
+    def _unusual(self, x: Tensor) -> Tensor | None:
+        """Return `sqrt(density_weight g)`, relative to the image's level, float32 `(N, 1, h, w)`; None: not counted."""
+        if not self.weight:
+            return None
+        root = self._rare(x)
+        if self.density_level is None:
+            return root
+        factor: Tensor = self.density_level(root.square())
+        return root * factor
+
+    def _rare(self, x: Tensor) -> Tensor:
+        """Return the same, whatever the image's level."""
+        length = _length(x)
+        whitened = self.density(x) - self.centre(length.to(x.dtype) * self.polynomial.to(x.dtype))
+        return _length(whitened) / length.clamp_min(SHORTEST)
+
+    def _levelled(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return `F_X` turned towards `F_Y`, or away, so that the angle is relative to the image's level of it."""
+        if self.angle_level is None:
+            return x
+        factor: Tensor = self.angle_level(_squared_tangent(x, y))
+        turned = factor * x.float() + (1 - factor) * _along(x, y) * y.float()
+        return turned.to(x.dtype)
 
     def _usual(self, y: Tensor, length_y: Tensor) -> Tensor:
         """Return `E / E_mean`, float32 `(N, 1, h, w)`."""
@@ -122,6 +154,10 @@ class ScaleStatistics(nn.Module):
         """Set the statistics from batches of good images."""
         if self.weight:
             self._fit_density([x for x, _ in pairs])
+            if self.density_level is not None:
+                self.density_level.fit([self._rare(x.float()).square() for x, _ in pairs])
+        if self.angle_level is not None:
+            self.angle_level.fit([_squared_tangent(x, y) for x, y in pairs])
         if self.expects:
             self._fit_expected(pairs)
 
@@ -172,9 +208,11 @@ class ScaleStatistics(nn.Module):
         x, y = x.float(), y.float()
         rows = _columns(F.normalize(y, dim=1))
         terms = place.flatten(1).repeat(1, len(x))
+        unusual = self._unusual(x)
+        x = self._levelled(x, y)
         length = _length(x)
-        if self.weight:
-            length = _joint(length, self._unusual(x, length))
+        if unusual is not None:
+            length = _joint(length, unusual * length)
         cosine = (x * y).sum(1, keepdim=True) / (_length(y).clamp_min(SHORTEST) * length.clamp_min(SHORTEST))
         distance = _columns(1 - cosine)[0]
         return torch.cat([rows, terms]), (distance.clamp_min(0) + SMALL).log(), distance
@@ -187,15 +225,21 @@ class FeatureStatistics(nn.Module):
         scales: `(channels, height, width)`, finest first.
         density_weight: see `ScaleStatistics`.
         expected: see `ScaleStatistics`.
+        level: see `ScaleStatistics`.
         marked: there is evidence of marked images to count, too.
     """
 
     def __init__(
-        self, scales: Sequence[tuple[int, int, int]], density_weight: float, expected: bool, marked: bool = False
+        self,
+        scales: Sequence[tuple[int, int, int]],
+        density_weight: float,
+        expected: bool,
+        marked: bool = False,
+        level: bool = True,
     ) -> None:
         super().__init__()
         self.extra = (bool(density_weight) or marked) + expected
-        self.scales = nn.ModuleList(ScaleStatistics(c, (h, w), density_weight, expected) for c, h, w in scales)
+        self.scales = nn.ModuleList(ScaleStatistics(c, (h, w), density_weight, expected, level) for c, h, w in scales)
         self.evidence = MarkEvidence(scales) if marked else None
 
     def forward(self, reference: Features, recovered: Features) -> tuple[Tensor, ...]:
@@ -224,6 +268,17 @@ def _length(f: Tensor) -> Tensor:
 def _joint(length: Tensor, other: Tensor) -> Tensor:
     """Return the length of vectors that are made of parts of these lengths."""
     return (length.square() + other.square()).sqrt()
+
+
+def _along(x: Tensor, y: Tensor) -> Tensor:
+    """Return how many times `y` is the part of `x` along it, float32 `(N, 1, h, w)`."""
+    return (x.float() * y.float()).sum(1, keepdim=True) / _length(y).clamp_min(SHORTEST).square()
+
+
+def _squared_tangent(x: Tensor, y: Tensor) -> Tensor:
+    """Return that of the angle between `x` and `y` at every place, float32 `(N, 1, h, w)`."""
+    cosine = _along(x, y) * _length(y) / _length(x).clamp_min(SHORTEST)
+    return cosine.square().clamp_min(SMALLEST_COSINE**2).reciprocal() - 1
 
 
 def _columns(f: Tensor) -> Tensor:

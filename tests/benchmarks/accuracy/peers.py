@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -156,11 +155,6 @@ def measure(
     summary = evaluation.summary()
     metrics = {name: value for name, value in asdict(evaluation.metrics).items() if name != "reasons"}
     return Row(settings, metrics, details=result | {"images": summary["images"], "kinds": summary["kinds"]})
-
-
-def clear(folder: Path) -> None:
-    """Remove the arrays that `prepare` and the worker wrote."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _python(environment: Path) -> Path:

@@ -124,7 +124,7 @@ def test_its_square_adds_to_the_density(density_weight: float) -> None:
     x = torch.rand(3, *SCALES[0], generator=generator(8)) + 0.1
     y = x + 0.3 * torch.rand(x.shape, generator=generator(9))
     evidence = 3 * torch.rand(3, 1, *SCALES[0][1:], generator=generator(10))
-    statistics = ScaleStatistics(4, SCALES[0][1:], density_weight, False)
+    statistics = ScaleStatistics(4, SCALES[0][1:], density_weight, False, level=False)
     statistics.fit([(x, y)])
 
     def cosine(*with_evidence: torch.Tensor) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from train.redi.discriminate import Features
+from train.redi.level import SMALL as LEVEL_SMALL
 from train.redi.statistics import EDGES, RIDGE, SHRINKAGE, SMALL, TOLERATED, FeatureStatistics, Pair, ScaleStatistics
 
 F64 = NDArray[np.float64]
@@ -31,8 +32,10 @@ def good_pairs() -> list[Pair]:
     return [(x, near(x, seed)) for seed, x in enumerate(batches)]
 
 
-def fitted(density_weight: float, expected: bool, pairs: list[Pair] | None = None) -> ScaleStatistics:
-    statistics = ScaleStatistics(SCALES[0][0], SCALES[0][1:], density_weight, expected)
+def fitted(
+    density_weight: float, expected: bool, pairs: list[Pair] | None = None, level: bool = False
+) -> ScaleStatistics:
+    statistics = ScaleStatistics(SCALES[0][0], SCALES[0][1:], density_weight, expected, level)
     statistics.fit(good_pairs() if pairs is None else pairs)
     return statistics.eval()
 
@@ -133,6 +136,37 @@ def test_together_the_distance_is_that_of_the_formula() -> None:
     np.testing.assert_allclose(distances(both, x, y), dense / (1 + usual / TOLERATED), atol=1e-5)
 
 
+def test_angle_and_density_are_relative_to_the_image_s_levels() -> None:
+    x, y = some(11), some(12)
+    levelled, plainly = fitted(1.0, False, level=True), fitted(1.0, False)
+    assert levelled.angle_level is not None
+    assert levelled.density_level is not None
+    for level, usual in ((levelled.angle_level, -0.9), (levelled.density_level, 0.4)):
+        level.share.fill_(0.7)
+        level.usual.fill_(usual)
+        level.limits.copy_(torch.tensor([-3.0, 3.0]))
+
+    def over(values: F64, usual: float) -> F64:
+        level = np.log(values + LEVEL_SMALL).mean((1, 2), keepdims=True)
+        return np.asarray(values * np.exp(0.7 * (usual - level)))
+
+    cosine = 1 - plain(x, y)
+    tangent = over(1 / cosine**2 - 1, -0.9)
+    g = over(mahalanobis(x), 0.4)
+    assert np.abs(g - mahalanobis(x)).max() > 0.1
+    np.testing.assert_allclose(distances(levelled, x, y), 1 - 1 / np.sqrt((1 + tangent) * (1 + g)), atol=2e-5)
+    assert np.abs(distances(levelled, x, y) - distances(plainly, x, y)).max() > 0.05
+
+
+def test_features_that_point_away_stay_so() -> None:
+    statistics = fitted(0, False, level=True)
+    assert statistics.angle_level is not None
+    statistics.angle_level.share.fill_(1.0)
+    x = some(13)
+    found = distances(statistics, x, -near(x, 14))
+    assert found.min() > 1
+
+
 def test_what_is_usual_at_its_place_is_not_unusual_elsewhere_it_is() -> None:
     """Features that turn with the place, along both axes: at their own place as usual as features get, mirrored not."""
     angle = torch.linspace(0, 1, 12).expand(8, 12) + torch.linspace(0, 0.5, 8)[:, None]
@@ -190,9 +224,13 @@ def test_every_scale_is_fitted_to_its_own_features() -> None:
         )
 
 
+@pytest.mark.parametrize("level", [False, True])
 @pytest.mark.parametrize("size", [0.02, 1.0, 60.0])
-def test_neither_the_size_of_features_nor_half_precision_matters(size: float) -> None:
-    statistics = fitted(1.0, True)
+def test_neither_the_size_of_features_nor_half_precision_matters(size: float, level: bool) -> None:
+    statistics = fitted(1.0, True, level=level)
+    for each in (statistics.angle_level, statistics.density_level):
+        if each is not None:
+            each.share.fill_(1.0)
     x = some(16)
     y = near(x, 17)
     exact = distances(statistics, x, y)
@@ -206,7 +244,7 @@ def test_neither_the_size_of_features_nor_half_precision_matters(size: float) ->
 
 @pytest.mark.parametrize("nothing", [torch.zeros(2, 4, 8, 12), torch.ones(2, 4, 8, 12)])
 def test_features_without_any_variety_give_finite_distances(nothing: torch.Tensor) -> None:
-    statistics = fitted(1.0, True, [(nothing, nothing)])
+    statistics = fitted(1.0, True, [(nothing, nothing)], level=True)
     for x, y in ((nothing, nothing), (some(18), nothing[:1].expand(3, -1, -1, -1)), (some(18), some(19))):
         with torch.no_grad():
             outputs = statistics(x, y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -112,6 +113,33 @@ def test_torch_and_the_station_score_alike(
         assert prompts == {0}
     elif config.prompt == "random":
         assert len(prompts) > 1
+
+
+@pytest.mark.parametrize("precision", [[], ["--fp16"]], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("trained", [["--no-evidence"]], indirect=True)
+def test_levels_are_part_of_the_core(
+    trained: tuple[Path, TrainedModel], precision: list[str], tiny_photos: Path, tmp_path: Path
+) -> None:
+    out, _ = trained
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(out, folder.path)
+    saved = folder.load("model.pt")
+    assert saved is not None
+    statistics = saved["modules"]["statistics"]
+    plain = load_trained(folder).scorer()
+    for name in [name for name in statistics if name.endswith("level.share")]:
+        statistics[name].fill_(1)
+        statistics[name.replace("share", "limits")].copy_(torch.tensor([-9.0, 9.0]))
+        statistics[name.replace("share", "usual")].add_(0.5)
+    folder.save("model.pt", saved)
+    levelled = load_trained(folder).scorer()
+    plan = tmp_path / "redi.plan"
+    assert export([str(folder.path), "--out", str(plan), *precision]) == 0
+    images = unseen(tiny_photos)
+    wanted = [levelled.score(image).score for image in images]
+    assert wanted != pytest.approx([plain.score(image).score for image in images], rel=0.003)
+    found = [score for score, _ in station_scores(plan, images)]
+    assert found == pytest.approx(wanted, rel=0.02 if precision else 1e-3)
 
 
 @pytest.mark.parametrize("trained", [["--map", "canny", "--prompt", "random"]], indirect=True)
