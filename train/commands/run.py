@@ -151,7 +151,7 @@ def settings_parser() -> argparse.ArgumentParser:
         "--no-expected", action="store_true", help="take distances as they are where recovery usually does badly, too"
     )
     ablations.add_argument(
-        "--no-level", action="store_true", help="let rare features count as they are, however rough the whole part is"
+        "--no-level", action="store_true", help="count what is unusual as it is, however rough the whole part is"
     )
     ablations.add_argument(
         "--no-evidence", action="store_true", help="let --coarse teach the FRB alone, and do not look for what it shows"

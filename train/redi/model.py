@@ -30,7 +30,7 @@ class ReDi(Detector):
         frb: False compares with the features of the recovered image as they are, `F_Y = R_Y`.
         density_weight: how much rare features count; 0: not at all.
         expected: False takes distances as they are, wherever recovery usually does badly.
-        level: False counts rare features as they are, however rare those of the whole image are.
+        level: False takes angles and rare features as they are, however rough the whole part is.
         marked: True looks for what marked images have, too, `train.redi.evidence`.
     """
 

@@ -139,8 +139,9 @@ class ScaleStatistics(nn.Module):
         """Return `F_X` turned towards `F_Y`, or away, so that the angle is relative to the image's level of it."""
         if self.angle_level is None:
             return x
-        factor: Tensor = self.angle_level(_squared_tangent(x, y))
-        turned = factor * x.float() + (1 - factor) * _along(x, y) * y.float()
+        along, squared_tangent = _angle(x, y)
+        factor: Tensor = self.angle_level(squared_tangent)
+        turned = factor * x.float() + (1 - factor) * along * y.float()
         return turned.to(x.dtype)
 
     def _usual(self, y: Tensor, length_y: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ class ScaleStatistics(nn.Module):
             if self.density_level is not None:
                 self.density_level.fit([self._rare(x.float()).square() for x, _ in pairs])
         if self.angle_level is not None:
-            self.angle_level.fit([_squared_tangent(x, y) for x, y in pairs])
+            self.angle_level.fit([_angle(x, y)[1] for x, y in pairs])
         if self.expects:
             self._fit_expected(pairs)
 
@@ -270,15 +271,12 @@ def _joint(length: Tensor, other: Tensor) -> Tensor:
     return (length.square() + other.square()).sqrt()
 
 
-def _along(x: Tensor, y: Tensor) -> Tensor:
-    """Return how many times `y` is the part of `x` along it, float32 `(N, 1, h, w)`."""
-    return (x.float() * y.float()).sum(1, keepdim=True) / _length(y).clamp_min(SHORTEST).square()
-
-
-def _squared_tangent(x: Tensor, y: Tensor) -> Tensor:
-    """Return that of the angle between `x` and `y` at every place, float32 `(N, 1, h, w)`."""
-    cosine = _along(x, y) * _length(y) / _length(x).clamp_min(SHORTEST)
-    return cosine.square().clamp_min(SMALLEST_COSINE**2).reciprocal() - 1
+def _angle(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many times `y` the part of `x` along it is, and the angle's squared tangent, both `(N, 1, h, w)`."""
+    length_y = _length(y)
+    along = (x.float() * y.float()).sum(1, keepdim=True) / length_y.clamp_min(SHORTEST).square()
+    cosine = along * length_y / _length(x).clamp_min(SHORTEST)
+    return along, cosine.square().clamp_min(SMALLEST_COSINE**2).reciprocal() - 1
 
 
 def _columns(f: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import hashlib
 import shlex
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -103,29 +104,28 @@ def measure_all(args: argparse.Namespace) -> str:
     total, number = len(splits) * len(methods) * args.seeds, 0
     args.out.mkdir(parents=True, exist_ok=True)
     for split in splits:
+        common = _common(split, args)
         # Of this process alone: rows of other methods may be measured into the same folder beside it.
-        with TemporaryDirectory(prefix="work-", dir=args.out) as work:
-            backbone = ""
-            common = _common(split, args)
-            for name, options in methods.items():
-                for seed in range(args.seeds):
-                    number += 1
-                    settings = common | _settings(name, options, seed, args, size)
-                    known = read_row(rows, settings)
-                    told = f"row {number} of {total}: {split.dataset.name}, {name}, seed {seed}"
-                    if known is not None and not known.error:
-                        console.print(f"{told}: measured before")
-                        continue
-                    console.print(f"[bold]{told}[/]")
-                    if options is not None:
-                        words = _options(name, options, split, args)
-                        row = ours.measure(settings, split, args.out / "runs" / row_name(settings), words)
-                    else:
-                        backbone = backbone or peers.prepare(split, size, args.weights, Path(work))
-                        row = peers.measure(settings, split, backbone, Path(work), args.environment, args.threads)
-                    write_row(rows, row)
-                    _tell(row)
-                    write_tables(args.out, read_rows(rows))
+        with TemporaryDirectory(prefix="work-", dir=args.out) as folder:
+            work, backbone = Path(folder), ""
+            for (name, options), seed in product(methods.items(), range(args.seeds)):
+                number += 1
+                settings = common | _settings(name, options, seed, args, size)
+                known = read_row(rows, settings)
+                told = f"row {number} of {total}: {split.dataset.name}, {name}, seed {seed}"
+                if known is not None and not known.error:
+                    console.print(f"{told}: measured before")
+                    continue
+                console.print(f"[bold]{told}[/]")
+                if options is not None:
+                    words = _options(name, options, split, args)
+                    row = ours.measure(settings, split, args.out / "runs" / row_name(settings), words)
+                else:
+                    backbone = backbone or peers.prepare(split, size, args.weights, work)
+                    row = peers.measure(settings, split, backbone, work, args.environment, args.threads)
+                write_row(rows, row)
+                _tell(row)
+                write_tables(args.out, read_rows(rows))
     return write_tables(args.out, read_rows(rows))
 
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import importlib
 import math
-import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import numpy as np
 
+from tests.benchmarks.bench_kernels import measure
+
 #: Cells of 8 x 8 pixels, blocks of 2 x 2 cells, 9 orientations: the station's, and everyone's.
 CELL, BLOCK, ORIENTATIONS = 8, 16, 9
-_WARM_UP = 3
 
 
 def cells(arrays: Any, grey: Any) -> Any:
@@ -74,11 +73,10 @@ def _module(name: str) -> Any:
 
 
 def _ms(work: Callable[[], object], wait: Callable[[], object], repeats: int) -> float:
-    """Return the median of `repeats`, by the host's clock, each until the device has done."""
-    times = []
-    for _ in range(_WARM_UP + repeats):
-        begun = time.perf_counter()
+    """Return the median by the host's clock, each time until the device has done."""
+
+    def whole() -> None:
         work()
         wait()
-        times.append(1e3 * (time.perf_counter() - begun))
-    return median(times[_WARM_UP:])
+
+    return measure(whole, repeats)["median_ms"]
