@@ -79,7 +79,7 @@ def fit(trainer: Trainer, model: ReDi, images: PreparedImages, coarse: PreparedI
         phase.coarse.fill(config.batch)
     if config.frb:
         _discriminate(trainer, phase, images)
-    if model.statistics.extra:
+    if model.statistics.taken:
         _take_statistics(model, phase, images)
     if isinstance(phase, UnionPhase) and model.statistics.evidence is not None:
         take_evidence(model, phase, _originals(images), config.seed)

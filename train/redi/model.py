@@ -63,13 +63,16 @@ class ReDi(Detector):
         return {"recover": self.recover, "frb": self.frb, "statistics": self.statistics}
 
     def forward(self, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Return `F_X` then `F_Y`, three scales each, finest first, with the channels of the statistics.
+        """Return what is compared, `F_X` then `F_Y` at three scales each, finest first; see `train.redi.statistics`.
 
         `others` are HOG where it is the map, then `prompt_key` and `prompt_value` where there is a prompt.
         """
         h, prompt = (others[0], others[1:]) if self.map is None else (self.map(x), others)
         y = self.recover(h, PromptFeatures(*prompt) if prompt else None)
-        features: tuple[Tensor, ...] = self.statistics(self.phi(x), self.frb(self.phi(y)))
+        # One pass over both: runtimes do not fuse biases that two passes share.
+        both = [scale.chunk(2) for scale in self.phi(torch.cat([x, y]))]
+        reference, recovered = zip(*both, strict=True)
+        features: tuple[Tensor, ...] = self.statistics(reference, self.frb(recovered))
         return features
 
     def recovered_features(self, h: Tensor, prompt: PromptFeatures) -> Features:
@@ -93,7 +96,7 @@ class ReDi(Detector):
 
     def spec(self, precision: str = "fp32") -> ModelSpec:
         """Describe this model for the bundle."""
-        scales = [(channels + self.statistics.extra, stride) for channels, stride in self.phi.scales]
+        scales = [(self.statistics.channels(channels), stride) for channels, stride in self.phi.scales]
         return ModelSpec(
             method="redi",
             backbone=self.phi.name,

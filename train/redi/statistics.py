@@ -19,15 +19,14 @@ Together, per place and scale:
 where `g`, and the squared tangent of the angle between `x` and `y`, are first divided by the image's own levels of them
 as far as `train.redi.level` finds that right.
 
-Both statistics enter as further channels of `F_X` and `F_Y`, the angle by turning `F_X` in the plane of both, so that
-the cosine of what the core gives is one minus this distance: kernels, bundles and stations know nothing of it.
+The core gives, in the place of the features, two vectors in a plane whose cosine is one minus this distance: kernels,
+bundles and stations know nothing of it, and read two channels where there were hundreds.
 
 Where there are marked images, `train.redi.evidence` finds what they have: its square is added to `density_weight g`.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -72,8 +71,8 @@ class ScaleStatistics(nn.Module):
     Args:
         channels: of the scale.
         size: its `(height, width)`.
-        density_weight: of `g`; 0: without density, and without its channel.
-        expected: False: without the expected distance, and without its channel.
+        density_weight: of `g`; 0: without density.
+        expected: False: without the expected distance.
         level: False: `g` and angle as they are, however large they are in the whole image.
     """
 
@@ -99,50 +98,45 @@ class ScaleStatistics(nn.Module):
             self.register_buffer("limits", torch.zeros(2))
 
     def forward(self, x: Tensor, y: Tensor, evidence: Tensor | None = None) -> Pair:
-        """Return `F_X` and `F_Y`, `(N, C, h, w)`, with the statistics' channels behind their own.
+        """Return unit vectors of a plane, each `(N, 2, h, w)`, whose cosine is one minus the distance of `x` and `y`.
 
         `evidence` of a defect, `(N, 1, h, w)`, counts like the root of `density_weight g`, and with it.
         """
-        unusual = self._unusual(x)
-        x, length_y = self._levelled(x, y), _length(y)
-        length_x = _length(x)
-        xs, ys = [x], [y]
-        roots = [root for root in (unusual, None if evidence is None else evidence.float()) if root is not None]
-        if roots:
-            further = functools.reduce(_joint, roots) * length_x
-            length_x = _joint(length_x, further)
-            xs.append(further.to(x.dtype))
-            ys.append(torch.zeros_like(y[:, :1]))
+        length_y = _length(y)
+        distance = self._distance(x, y, length_y, evidence)
         if self.expects:
-            slack = (self._usual(y, length_y) / TOLERATED).sqrt()
-            xs.append((slack * length_x).to(x.dtype))
-            ys.append((slack * length_y).to(y.dtype))
-        return torch.cat(xs, 1), torch.cat(ys, 1)
+            distance = distance / (1 + self._usual(y, length_y) / TOLERATED)
+        # Half the angle to either side: half precision keeps a small distance in the second component.  Rounding may
+        # leave less than zero; limits would do, but some runtimes make a number of NaN there.
+        half = distance / 2
+        along, aside = (1 - half).abs().sqrt(), half.abs().sqrt()
+        return torch.cat([along, aside], 1).to(x.dtype), torch.cat([along, -aside], 1).to(y.dtype)
 
-    def _unusual(self, x: Tensor) -> Tensor | None:
-        """Return `sqrt(density_weight g)`, relative to the image's level, float32 `(N, 1, h, w)`; None: not counted."""
-        if not self.weight:
-            return None
-        root = self._rare(x)
+    def _distance(self, x: Tensor, y: Tensor, length_y: Tensor, evidence: Tensor | None = None) -> Tensor:
+        """Return the distance before what was to expect divides it, float32 `(N, 1, h, w)`."""
+        length_x = _length(x)
+        cosine = _cosine(x, y, length_x, length_y)
+        if self.angle_level is not None:
+            factor: Tensor = self.angle_level(_squared_tangent(cosine))
+            cosine = cosine / (cosine.square() + factor.square() * (1 - cosine.square())).sqrt()
+        unusual = [self._unusual(x, length_x)] if self.weight else []
+        if evidence is not None:
+            unusual.append(evidence.float().square())
+        return 1 - cosine / (1 + sum(unusual, torch.zeros(()))).sqrt()
+
+    def _unusual(self, x: Tensor, length_x: Tensor) -> Tensor:
+        """Return `density_weight g`, relative to the image's level, float32 `(N, 1, h, w)`."""
+        rare = self._rare(x, length_x)
         if self.density_level is None:
-            return root
-        factor: Tensor = self.density_level(root.square())
-        return root * factor
+            return rare
+        factor: Tensor = self.density_level(rare)
+        return rare * factor.square()
 
-    def _rare(self, x: Tensor) -> Tensor:
+    def _rare(self, x: Tensor, length_x: Tensor) -> Tensor:
         """Return the same, whatever the image's level."""
-        length = _length(x)
-        whitened = self.density(x) - self.centre(length.to(x.dtype) * self.polynomial.to(x.dtype))
-        return _length(whitened) / length.clamp_min(SHORTEST)
-
-    def _levelled(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return `F_X` turned towards `F_Y`, or away, so that the angle is relative to the image's level of it."""
-        if self.angle_level is None:
-            return x
-        along, squared_tangent = _angle(x, y)
-        factor: Tensor = self.angle_level(squared_tangent)
-        turned = factor * x.float() + (1 - factor) * along * y.float()
-        return turned.to(x.dtype)
+        usual = length_x * self.centre(self.polynomial.to(x.dtype)).float()
+        whitened: Tensor = self.density(x).float() - usual
+        return whitened.square().sum(1, keepdim=True) / length_x.clamp_min(SHORTEST).square()
 
     def _usual(self, y: Tensor, length_y: Tensor) -> Tensor:
         """Return `E / E_mean`, float32 `(N, 1, h, w)`."""
@@ -156,9 +150,9 @@ class ScaleStatistics(nn.Module):
         if self.weight:
             self._fit_density([x for x, _ in pairs])
             if self.density_level is not None:
-                self.density_level.fit([self._rare(x.float()).square() for x, _ in pairs])
+                self.density_level.fit([self._rare(x.float(), _length(x)) for x, _ in pairs])
         if self.angle_level is not None:
-            self.angle_level.fit([_angle(x, y)[1] for x, y in pairs])
+            self.angle_level.fit([_squared_tangent(_cosine(x, y, _length(x), _length(y))) for x, y in pairs])
         if self.expects:
             self._fit_expected(pairs)
 
@@ -209,13 +203,7 @@ class ScaleStatistics(nn.Module):
         x, y = x.float(), y.float()
         rows = _columns(F.normalize(y, dim=1))
         terms = place.flatten(1).repeat(1, len(x))
-        unusual = self._unusual(x)
-        x = self._levelled(x, y)
-        length = _length(x)
-        if unusual is not None:
-            length = _joint(length, unusual * length)
-        cosine = (x * y).sum(1, keepdim=True) / (_length(y).clamp_min(SHORTEST) * length.clamp_min(SHORTEST))
-        distance = _columns(1 - cosine)[0]
+        distance = _columns(self._distance(x, y, _length(y)))[0]
         return torch.cat([rows, terms]), (distance.clamp_min(0) + SMALL).log(), distance
 
 
@@ -239,12 +227,18 @@ class FeatureStatistics(nn.Module):
         level: bool = True,
     ) -> None:
         super().__init__()
-        self.extra = (bool(density_weight) or marked) + expected
+        self.taken = bool(density_weight) or expected or level or marked
         self.scales = nn.ModuleList(ScaleStatistics(c, (h, w), density_weight, expected, level) for c, h, w in scales)
         self.evidence = MarkEvidence(scales) if marked else None
 
+    def channels(self, scale: int) -> int:
+        """Return how many channels come out of one scale that has so many."""
+        return 2 if self.taken else scale
+
     def forward(self, reference: Features, recovered: Features) -> tuple[Tensor, ...]:
-        """Return `F_X` then `F_Y` of any number of images, each scale with `extra` channels more."""
+        """Return what is compared in the place of `F_X`, then of `F_Y`, of any number of images, three scales each."""
+        if not self.taken:
+            return (*reference, *recovered)
         evidence = [None] * len(self.scales) if self.evidence is None else self.evidence(reference)
         pairs = [scale(x, y, e) for scale, x, y, e in zip(self.scales, reference, recovered, evidence, strict=True)]
         return (*(x for x, _ in pairs), *(y for _, y in pairs))
@@ -266,17 +260,14 @@ def _length(f: Tensor) -> Tensor:
     return f.float().square().sum(1, keepdim=True).sqrt()
 
 
-def _joint(length: Tensor, other: Tensor) -> Tensor:
-    """Return the length of vectors that are made of parts of these lengths."""
-    return (length.square() + other.square()).sqrt()
+def _cosine(x: Tensor, y: Tensor, length_x: Tensor, length_y: Tensor) -> Tensor:
+    """Return the cosine of every place's vectors, given their lengths, float32 `(N, 1, h, w)`."""
+    lengths = length_x.clamp_min(SHORTEST) * length_y.clamp_min(SHORTEST)
+    return (x.float() * y.float()).sum(1, keepdim=True) / lengths
 
 
-def _angle(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many times `y` the part of `x` along it is, and the angle's squared tangent, both `(N, 1, h, w)`."""
-    length_y = _length(y)
-    along = (x.float() * y.float()).sum(1, keepdim=True) / length_y.clamp_min(SHORTEST).square()
-    cosine = along * length_y / _length(x).clamp_min(SHORTEST)
-    return along, cosine.square().clamp_min(SMALLEST_COSINE**2).reciprocal() - 1
+def _squared_tangent(cosine: Tensor) -> Tensor:
+    return cosine.square().clamp_min(SMALLEST_COSINE**2).reciprocal() - 1
 
 
 def _columns(f: Tensor) -> Tensor:

@@ -48,8 +48,7 @@ def test_a_large_backbone_scores_alike_in_torch_and_on_the_station(
     trained = load_trained(RunFolder(out))
     assert trained.spec.backbone == name
     assert isinstance(trained.model, ReDi)
-    more = trained.model.statistics.extra
-    assert [channels - more for channels, _, _ in trained.spec.compare.scales] == [256, 512, 1024]
+    assert [channels for channels, _ in trained.model.phi.scales] == [256, 512, 1024]
     assert trained.spec.input.order == ("bgr" if name == "resnet50_caffe" else "rgb")
     assert export([str(out), "--out", str(plan)]) == 0
     scorer = trained.scorer()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -11,19 +12,31 @@ from train.redi.model import ReDi
 from train.redi.recover import PromptFeatures, Recover
 
 
-@pytest.fixture(scope="module")
-def model() -> ReDi:
+def make(**switches: Any) -> ReDi:
     torch.manual_seed(0)
     backbone = ResNet18()
     freeze(backbone)
-    return ReDi(backbone, InputSpec(height=64, width=96), MapSpec()).eval()
+    return ReDi(backbone, InputSpec(height=64, width=96), MapSpec(), **switches).eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> ReDi:
+    return make()
+
+
+@pytest.fixture(scope="module")
+def plain() -> ReDi:
+    """The features themselves come out."""
+    return make(density_weight=0, expected=False, level=False)
 
 
 def inputs(batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(batch, 3, 64, 96), torch.rand(batch, 9, 8, 12)
 
 
-def test_outputs_have_the_shapes_that_the_spec_states(model: ReDi) -> None:
+@pytest.mark.parametrize("name", ["model", "plain"])
+def test_outputs_have_the_shapes_that_the_spec_states(name: str, request: pytest.FixtureRequest) -> None:
+    model: ReDi = request.getfixturevalue(name)
     spec = model.spec()
     x, h = inputs()
     with torch.no_grad():
@@ -35,16 +48,26 @@ def test_outputs_have_the_shapes_that_the_spec_states(model: ReDi) -> None:
     )
 
 
-def test_recovery_never_sees_the_test_image(model: ReDi) -> None:
+def test_recovery_never_sees_the_test_image(plain: ReDi) -> None:
     assert list(inspect.signature(Recover.forward).parameters) == ["self", "h", "prompt"]
     with torch.no_grad():
-        prompt = model.recover.prompt(*inputs())
+        prompt = plain.recover.prompt(*inputs())
         h = inputs()[1]
-        one = model(torch.randn(1, 3, 64, 96), h, *prompt)
-        two = model(torch.randn(1, 3, 64, 96), h, *prompt)
+        one = plain(torch.randn(1, 3, 64, 96), h, *prompt)
+        two = plain(torch.randn(1, 3, 64, 96), h, *prompt)
     for a, b in zip(one[3:], two[3:], strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(one[0], two[0])
+
+
+def test_features_are_those_of_two_passes(plain: ReDi) -> None:
+    x, h = inputs(2)
+    with torch.no_grad():
+        prompt = plain.recover.prompt(*inputs(2))
+        found = plain(x, h, *prompt)
+        apart = (*plain.phi(x), *plain.frb(plain.recovered_features(h, prompt)))
+    for a, b in zip(found, apart, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_the_prompt_and_the_map_both_reach_the_recovered_image(model: ReDi) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import openvino as ov
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -194,16 +195,37 @@ def test_features_that_good_parts_do_not_have_cannot_expect_more_than_the_worst_
         assert float(found.max()) <= worst * (1 + 1e-5)
 
 
-@pytest.mark.parametrize(("weight", "expected", "extra"), [(0, False, 0), (0, True, 1), (1, False, 1), (2.5, True, 2)])
-def test_each_statistic_is_one_channel_more(weight: float, expected: bool, extra: int) -> None:
-    statistics = FeatureStatistics(SCALES, weight, expected)
-    reference, recovered = (features(seed) for seed in (1, 2))
-    outputs = statistics(reference, recovered)
-    assert statistics.extra == extra
-    assert [tuple(o.shape[1:]) for o in outputs] == 2 * [(c + extra, h, w) for c, h, w in SCALES]
-    if not extra:
-        for out, given in zip(outputs, (*reference, *recovered), strict=True):
-            assert torch.equal(out, given)
+@pytest.mark.parametrize(("weight", "expected", "level"), [(0, True, False), (1, False, False), (0, False, True)])
+def test_with_any_statistic_two_channels_come_out_of_every_scale(weight: float, expected: bool, level: bool) -> None:
+    statistics = FeatureStatistics(SCALES, weight, expected, level=level)
+    with torch.no_grad():
+        outputs = statistics(features(1), features(2))
+    assert [tuple(o.shape[1:]) for o in outputs] == 2 * [(2, h, w) for _, h, w in SCALES]
+    assert {statistics.channels(c) for c, _, _ in SCALES} == {2}
+
+
+def test_without_statistics_features_come_out_as_they_are() -> None:
+    statistics = FeatureStatistics(SCALES, 0, False, level=False)
+    reference, recovered = features(1), features(2)
+    for out, given in zip(statistics(reference, recovered), (*reference, *recovered), strict=True):
+        assert torch.equal(out, given)
+    assert [statistics.channels(c) for c, _, _ in SCALES] == [c for c, _, _ in SCALES]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_no_number_stays_none_on_the_station_too(wrong: float, side: int) -> None:
+    """A runtime may make a number of NaN where values are limited: then a broken network's parts would pass."""
+    statistics = fitted(1.0, True, level=True)
+    pair = [some(20, batch=1), some(21, batch=1)]
+    pair[side][0, 1, 2, 3] = wrong
+    graph = ov.convert_model(statistics, example_input=(some(20, batch=1), some(21, batch=1)))
+    compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with torch.no_grad():
+        in_torch = statistics(*pair)
+    for a, b in (in_torch, [torch.from_numpy(value) for value in compiled(pair).values()]):
+        assert bool((a * b).sum(1)[0, 2, 3].isnan())
 
 
 def features(seed: int) -> Features:
