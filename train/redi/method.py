@@ -174,6 +174,7 @@ REDI = Method(
         "evidence",
         "expected",
         "frb",
+        "level",
         "map",
         "prompt",
         "prompt_choices",

@@ -97,8 +97,8 @@ class ScaleStatistics(nn.Module):
             self.limits: Tensor
             self.register_buffer("limits", torch.zeros(2))
 
-    def forward(self, x: Tensor, y: Tensor, evidence: Tensor | None = None) -> Pair:
-        """Return unit vectors of a plane, each `(N, 2, h, w)`, whose cosine is one minus the distance of `x` and `y`.
+    def forward(self, x: Tensor, y: Tensor, evidence: Tensor | None = None) -> Tensor:
+        """Return the distance of `x` and `y`, `(N, C, h, w)`, at every place: float32 `(N, 1, h, w)`, 0 to 2.
 
         `evidence` of a defect, `(N, 1, h, w)`, counts like the root of `density_weight g`, and with it.
         """
@@ -106,11 +106,7 @@ class ScaleStatistics(nn.Module):
         distance = self._distance(x, y, length_y, evidence)
         if self.expects:
             distance = distance / (1 + self._usual(y, length_y) / TOLERATED)
-        # Half the angle to either side: half precision keeps a small distance in the second component.  Rounding may
-        # leave less than zero; limits would do, but some runtimes make a number of NaN there.
-        half = distance / 2
-        along, aside = (1 - half).abs().sqrt(), half.abs().sqrt()
-        return torch.cat([along, aside], 1).to(x.dtype), torch.cat([along, -aside], 1).to(y.dtype)
+        return distance
 
     def _distance(self, x: Tensor, y: Tensor, length_y: Tensor, evidence: Tensor | None = None) -> Tensor:
         """Return the distance before what was to expect divides it, float32 `(N, 1, h, w)`."""
@@ -240,14 +236,25 @@ class FeatureStatistics(nn.Module):
         if not self.taken:
             return (*reference, *recovered)
         evidence = [None] * len(self.scales) if self.evidence is None else self.evidence(reference)
-        pairs = [scale(x, y, e) for scale, x, y, e in zip(self.scales, reference, recovered, evidence, strict=True)]
-        return (*(x for x, _ in pairs), *(y for _, y in pairs))
+        scales = zip(self.scales, reference, recovered, evidence, strict=True)
+        planes = [_plane(scale(x, y, found)) for scale, x, y, found in scales]
+        dtype = reference[0].dtype
+        return (*(x.to(dtype) for x, _ in planes), *(y.to(dtype) for _, y in planes))
 
     def fit(self, batches: Sequence[tuple[Features, Features]]) -> None:
         """Set the statistics from batches of `(F_X, F_Y)` of good images."""
         for level, scale in enumerate(self.scales):
             assert isinstance(scale, ScaleStatistics)
             scale.fit([(reference[level], recovered[level]) for reference, recovered in batches])
+
+
+def _plane(distance: Tensor) -> Pair:
+    """Return unit vectors of a plane, each `(N, 2, h, w)`, whose cosine is one minus the distance `(N, 1, h, w)`."""
+    # Half the angle to either side: half precision keeps a small distance in the second component.  Rounding may leave
+    # less than zero; limits would do, but some runtimes make a number of NaN there.
+    half = distance / 2
+    along, aside = (1 - half).abs().sqrt(), half.abs().sqrt()
+    return torch.cat([along, aside], 1), torch.cat([along, -aside], 1)
 
 
 def _zero(conv: nn.Conv2d) -> nn.Conv2d:

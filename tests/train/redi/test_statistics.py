@@ -41,11 +41,16 @@ def fitted(
     return statistics.eval()
 
 
-def distances(statistics: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> F64:
-    """One minus the cosine of what comes out, in float64: what a station computes."""
+def distances(statistics: ScaleStatistics, x: torch.Tensor, y: torch.Tensor) -> F64:
+    """`(N, h, w)`."""
     with torch.no_grad():
-        a, b = (side.double() for side in statistics(x, y))
-    return (1 - torch.cosine_similarity(a, b, dim=1)).numpy()
+        found: F64 = statistics(x, y)[:, 0].double().numpy()
+    return found
+
+
+def compared(a: torch.Tensor, b: torch.Tensor) -> F64:
+    """What a station makes of the core's outputs."""
+    return (1 - torch.cosine_similarity(a.double(), b.double(), dim=1)).numpy()
 
 
 def unit(f: torch.Tensor) -> F64:
@@ -212,20 +217,53 @@ def test_without_statistics_features_come_out_as_they_are() -> None:
     assert [statistics.channels(c) for c, _, _ in SCALES] == [c for c, _, _ in SCALES]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_comes_out_is_as_far_apart_as_the_distance_says(dtype: torch.dtype) -> None:
+    statistics = FeatureStatistics(SCALES, 1.0, True)
+    statistics.fit([(features(1), features(2)), (features(3), features(4))])
+    reference, recovered = features(5), features(6)
+    near_by = tuple(x + 1e-3 * y for x, y in zip(reference, recovered, strict=True))
+    for other in (recovered, near_by):
+        with torch.no_grad():
+            outputs = copy.deepcopy(statistics).to(dtype)(
+                tuple(x.to(dtype) for x in reference), tuple(y.to(dtype) for y in other)
+            )
+        assert all(each.dtype == dtype for each in outputs)
+        for level, scale in enumerate(statistics.scales):
+            assert isinstance(scale, ScaleStatistics)
+            wanted = distances(scale, reference[level], other[level])
+            tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+            np.testing.assert_allclose(compared(outputs[level], outputs[3 + level]), wanted, rtol=tolerance, atol=1e-6)
+
+
+class Flat(torch.nn.Module):
+    """Statistics with their six inputs in a row, as graphs have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics = FeatureStatistics(SCALES, 1.0, True)
+        self.statistics.fit([(features(1), features(2)), (features(3), features(4))])
+
+    def forward(self, *both: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs: tuple[torch.Tensor, ...] = self.statistics(both[:3], both[3:])
+        return outputs
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("side", [0, 3])
 def test_what_is_no_number_stays_none_on_the_station_too(wrong: float, side: int) -> None:
     """A runtime may make a number of NaN where values are limited: then a broken network's parts would pass."""
-    statistics = fitted(1.0, True, level=True)
-    pair = [some(20, batch=1), some(21, batch=1)]
+    flat, pair = Flat(), [*features(20), *features(21)]
     pair[side][0, 1, 2, 3] = wrong
-    graph = ov.convert_model(statistics, example_input=(some(20, batch=1), some(21, batch=1)))
+    graph = ov.convert_model(flat, example_input=tuple(pair))
     compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     with torch.no_grad():
-        in_torch = statistics(*pair)
-    for a, b in (in_torch, [torch.from_numpy(value) for value in compiled(pair).values()]):
-        assert bool((a * b).sum(1)[0, 2, 3].isnan())
+        in_torch = flat(*pair)
+    for outputs in (in_torch, [torch.from_numpy(value) for value in compiled(pair).values()]):
+        found = compared(outputs[0], outputs[3])
+        assert np.isnan(found[0, 2, 3])
+        assert np.isfinite(found[1]).all()
 
 
 def features(seed: int) -> Features:
@@ -257,10 +295,7 @@ def test_neither_the_size_of_features_nor_half_precision_matters(size: float, le
     y = near(x, 17)
     exact = distances(statistics, x, y)
     np.testing.assert_allclose(distances(statistics, size * x, size * y), exact, rtol=2e-2 if size < 1 else 1e-3)
-    with torch.no_grad():
-        halves = copy.deepcopy(statistics).half()((size * x).half(), (size * y).half())
-    assert all(side.dtype == torch.float16 for side in halves)
-    found = (1 - torch.cosine_similarity(halves[0].double(), halves[1].double(), dim=1)).numpy()
+    found = distances(copy.deepcopy(statistics).half(), (size * x).half(), (size * y).half())
     np.testing.assert_allclose(found.mean(), exact.mean(), rtol=2e-2)
 
 
@@ -269,5 +304,4 @@ def test_features_without_any_variety_give_finite_distances(nothing: torch.Tenso
     statistics = fitted(1.0, True, [(nothing, nothing)], level=True)
     for x, y in ((nothing, nothing), (some(18), nothing[:1].expand(3, -1, -1, -1)), (some(18), some(19))):
         with torch.no_grad():
-            outputs = statistics(x, y)
-        assert all(bool(side.isfinite().all()) for side in outputs)
+            assert bool(statistics(x, y).isfinite().all())
