@@ -51,7 +51,10 @@ _COPY_BYTES = 512 << 20
 
 
 def model(side: int) -> ModelSpec:
-    """Return a model of the usual shape for an input of `side` x `side` pixels."""
+    """Return a model of the usual shape for an input of `side` x `side` pixels.
+
+    Its features are compared whole, as CKAAD's are, and ReDi's without statistics: with them there is far less to read.
+    """
     scales = tuple((64 << level, side >> level + 2, side >> level + 2) for level in range(3))
     features: dict[str, tuple[int, ...]] = {f"level{level}": scale for level, scale in enumerate(scales)}
     return ModelSpec(
