@@ -72,8 +72,9 @@ def test_a_station_with_keys_serves_its_client_and_tells_a_stranger(
         "watch", endpoint, "--server-key", server, "--keys", panel.path, "--json", "--until-stopped", "--idle", 60
     )
     other = start("watch", endpoint, "--server-key", server, "--keys", stranger.path, "--json")
+    # Slow enough for the stranger, too, to be there before the last frame.
     run = start(
-        "run", "--camera", "sim:count=30", "--engine", tiny.path, "--publish", endpoint, "--keys", station.path,
+        "run", "--camera", "sim:count=30,rate=5", "--engine", tiny.path, "--publish", endpoint, "--keys", station.path,
         "--threads", 1,
     )  # fmt: skip
     _, run_errors = run.communicate(timeout=LIMIT_S)
