@@ -22,6 +22,7 @@ from edge.events.control import control_endpoint
 from edge.events.durable import DurableSubscriber
 from edge.events.follow import Gap
 from edge.events.requests import MAX_REQUEST_BYTES, Trigger, encode_request
+from edge.events.schema import Event
 from edge.events.security import ClientKeys
 from edge.events.subscriber import Subscriber
 from edge.inspection.result import Verdict
@@ -163,20 +164,23 @@ def test_a_camera_that_stops_returns_garbage_and_changes_its_size(tiny: TinyBund
         given = options(tiny, quick_folder, camera=f"http://127.0.0.1:{camera.port}/", deadline_ms=400)
         plc = Plc(given["publish"])
 
-        def until_ok() -> tuple[int, int]:
+        def until(verdict: Verdict) -> Event:
             limit = time.monotonic() + LIMIT_S
             while True:
                 parts = plc.ask(1)
                 (event,) = (log.wait_for(parts)[part] for part in parts)
-                if event.verdict is Verdict.OK:
-                    return event.frame_size
+                if event.verdict is verdict:
+                    return event
                 assert time.monotonic() < limit, event
+
+        def until_ok() -> tuple[int, int]:
+            return until(Verdict.OK).frame_size
 
         with EdgeRun(**given) as station, Log(given["publish"], None) as log:
             assert until_ok() == (96, 80)
             camera.mode = "silent"
-            # A frame that was sent before may still come.
-            log.wait_for(plc.ask(1))
+            # Frames that were sent before may still come.
+            until(Verdict.FAULT)
             parts = plc.ask(2)
             silent = [log.wait_for(parts)[part] for part in parts]
             assert {event.verdict for event in silent} == {Verdict.FAULT}
