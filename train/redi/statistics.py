@@ -235,11 +235,14 @@ class FeatureStatistics(nn.Module):
         """Return what is compared in the place of `F_X`, then of `F_Y`, of any number of images, three scales each."""
         if not self.taken:
             return (*reference, *recovered)
-        evidence = [None] * len(self.scales) if self.evidence is None else self.evidence(reference)
-        scales = zip(self.scales, reference, recovered, evidence, strict=True)
-        planes = [_plane(scale(x, y, found)) for scale, x, y, found in scales]
+        planes = [_plane(distance) for distance in self.distances(reference, recovered)]
         dtype = reference[0].dtype
         return (*(x.to(dtype) for x, _ in planes), *(y.to(dtype) for _, y in planes))
+
+    def distances(self, reference: Features, recovered: Features) -> list[Tensor]:
+        """Return the distance of every scale, float32 `(N, 1, h, w)`, evidence of marked images in it."""
+        evidence = [None] * len(self.scales) if self.evidence is None else self.evidence(reference)
+        return [scale(x, y, e) for scale, x, y, e in zip(self.scales, reference, recovered, evidence, strict=True)]
 
     def fit(self, batches: Sequence[tuple[Features, Features]]) -> None:
         """Set the statistics from batches of `(F_X, F_Y)` of good images."""

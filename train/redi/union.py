@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from edge.cli import progress
 from train.ckaad.discriminators import PatchDiscriminator
@@ -120,9 +119,9 @@ def take_evidence(model: ReDi, phase: UnionPhase, originals: int, seed: int) -> 
             bar.advance(task)
         for rows in anomalies:
             reference, recovered = halves(phase.coarse.get(rows))
-            features = model.statistics(reference, model.frb(recovered))
+            distances = model.statistics.distances(reference, model.frb(recovered))
             marked.append(_vectors(evidence.joined(reference)))
-            suspicion.append(_suspicion(features, evidence.grid))
+            suspicion.append(_suspicion(distances, evidence.grid))
             bar.advance(task)
         images = phase.coarse_count // phase.coarse_tiles
         device = evidence.hidden.weight.device
@@ -140,14 +139,9 @@ def _vectors(features: Tensor) -> Tensor:
     return features.flatten(2).transpose(1, 2).cpu()
 
 
-def _suspicion(features: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-    """Return the distances of the core's outputs, summed over the scales, `(N, places)`, in main memory."""
-    count = len(features) // 2
-    total = torch.zeros(())
-    for x, y in zip(features[:count], features[count:], strict=True):
-        distance = 1 - F.cosine_similarity(x, y, dim=1)[:, None]
-        total = total + resized(distance, grid).cpu()
-    return total.flatten(1)
+def _suspicion(distances: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+    """Return the distances of all scales, summed, `(N, places)`, in main memory."""
+    return torch.stack([resized(distance, grid).cpu() for distance in distances]).sum(0).flatten(1)
 
 
 def nearest_prompts(images: PreparedImages, bank: NDArray[np.int64], coarse: PreparedImages) -> NDArray[np.int64]:

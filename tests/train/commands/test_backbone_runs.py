@@ -49,6 +49,7 @@ def test_a_large_backbone_scores_alike_in_torch_and_on_the_station(
     assert trained.spec.backbone == name
     assert isinstance(trained.model, ReDi)
     assert [channels for channels, _ in trained.model.phi.scales] == [256, 512, 1024]
+    assert [channels for channels, _, _ in trained.spec.compare.scales] == [2, 2, 2]
     assert trained.spec.input.order == ("bgr" if name == "resnet50_caffe" else "rgb")
     assert export([str(out), "--out", str(plan)]) == 0
     scorer = trained.scorer()
