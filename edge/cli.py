@@ -17,7 +17,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from edge import __version__
 from edge.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EdgeError, UsageError
@@ -106,6 +116,14 @@ def show_error(error: EdgeError) -> None:
         console.print(f"  [bold]next[/]: {escape(error.hint)}")
 
 
+class _Note(ProgressColumn):
+    """What a task says of itself in its field `note`, if it says anything."""
+
+    def render(self, task: Task) -> Text:
+        """Return the note, or nothing."""
+        return Text(str(task.fields.get("note", "")))
+
+
 def progress(transient: bool = False) -> Progress:
     """Return a progress bar with count, elapsed time and ETA, on stderr."""
     return Progress(
@@ -115,7 +133,7 @@ def progress(transient: bool = False) -> Progress:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        _Note(),
         console=console,
         transient=transient,
         # Where nobody watches, a bar that vanishes would leave an empty line.

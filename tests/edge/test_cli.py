@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,18 @@ def test_a_bar_that_vanishes_leaves_nothing_in_a_log(capsys: pytest.CaptureFixtu
     with progress(transient=True) as bar:
         bar.advance(bar.add_task("reading", total=1, note=""))
     assert capsys.readouterr().err == ""
+
+
+def test_a_progress_bar_needs_no_note() -> None:
+    """In a terminal, too, where it is drawn."""
+    code = """
+        from edge import cli
+        cli.console._force_terminal = True
+        with cli.progress() as bar:
+            list(bar.track([1, 2], description="looking"))
+            bar.add_task("counting", total=1, note="half done")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "looking" in done.stderr
+    assert "half done" in done.stderr
