@@ -25,7 +25,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     in proportion.  `weights` is `auto`, `self` or a file name; `backbone` is
     one of `BACKBONES`, or `auto`, as the weights say.  The size of `input` counts: its order and normalisation follow
     the backbone.  `turned` is `auto`, `none` or names of `train.variants.TRANSFORMS` with commas between; `altered` has
-    copies with altered maps teach recovery.  `density_weight`, `expected` and `level` are of
+    copies with altered maps teach recovery.  `density_weight`, `expected`, `level` and `memory` are of
     `train.redi.statistics`.  `coarse` is a folder of images that show a defect somewhere, or `split`; with `evidence`,
     ReDi also looks for what they show (`train.redi.evidence`).  `layers`, of the backbone, are those that `ckaad` and
     `recon` compare.
@@ -56,6 +56,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     density_weight: float = 1.0
     expected: bool = True
     level: bool = True
+    memory: int = 1000
     evidence: bool = True
     turned: str = "auto"
     altered: bool = False

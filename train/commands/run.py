@@ -154,6 +154,13 @@ def settings_parser() -> argparse.ArgumentParser:
         "--no-level", action="store_true", help="count what is unusual as it is, however rough the whole part is"
     )
     ablations.add_argument(
+        "--memory",
+        type=memory_size,
+        default=1000,
+        metavar="N",
+        help="typical features of good parts that every place is compared with; 0: none (1000)",
+    )
+    ablations.add_argument(
         "--no-evidence", action="store_true", help="let --coarse teach the FRB alone, and do not look for what it shows"
     )
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
@@ -175,6 +182,13 @@ def transform_list(text: str) -> str:
     if text not in ("auto", "none") and not set(text.split(",")) <= set(names):
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, none, or a list of {', '.join(names)}")
     return text
+
+
+def memory_size(text: str) -> int:
+    """Return the whole number from 0 that an argument is; for argparse."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 5):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 99999")
+    return int(text)
 
 
 def weight(text: str) -> float:
@@ -250,6 +264,7 @@ def run_settings(args: argparse.Namespace, input_spec: InputSpec, canvas: Canvas
         correlation_weight=args.correlation_weight,
         frb=not args.no_frb,
         density_weight=args.density_weight,
+        memory=args.memory,
         expected=not args.no_expected,
         level=not args.no_level,
         evidence=not args.no_evidence,

@@ -39,7 +39,7 @@ class FeatureRecoveryBlock(nn.Module):
         self.out3 = nn.Conv2d(mid, coarse, 1)
         self.up2 = nn.Sequential(Upsample(mid, slim), Residual(slim))
         self.out2 = nn.Conv2d(slim, middle, 1)
-        self.up1 = nn.Sequential(Upsample(slim, thin), Residual(thin))
+        self.up1 = Upsample(slim, thin)
         self.out1 = nn.Conv2d(thin, fine, 1)
 
     def forward(self, features: Features) -> Features:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.redi.discriminate import Features
+from train.redi.memory import joined, resized
 
 #: Channels between the features and the verdict.
 HIDDEN = 32
@@ -64,12 +65,8 @@ class MarkEvidence(nn.Module):
 
     def forward(self, reference: Features) -> list[Tensor]:
         """Return the evidence in `F_X` at each scale, `(N, 1, h, w)`, logits beyond the limit, never negative."""
-        found = F.relu(self.verdict(F.relu(self.hidden(self.joined(reference)))))
+        found = F.relu(self.verdict(F.relu(self.hidden(joined(reference, self.grid)))))
         return [resized(found, size) for size in self.sizes]
-
-    def joined(self, reference: Features) -> Tensor:
-        """Return unit vectors of all scales behind each other at the middle one's places, `(N, C, h, w)`."""
-        return torch.cat([resized(F.normalize(f, dim=1), self.grid) for f in reference], 1)
 
     @torch.no_grad()
     def fit(self, good: Tensor, marked: Tensor, suspicion: Tensor, seed: int) -> None:
@@ -104,13 +101,6 @@ class MarkEvidence(nn.Module):
         ):
             assert conv.bias is not None
             conv.bias.copy_(bias)
-
-
-def resized(f: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return maps `(N, C, h, w)` at another size; one scale down, that is the mean of four."""
-    if tuple(f.shape[2:]) == size:
-        return f
-    return F.interpolate(f, size=size, mode="bilinear", align_corners=False)
 
 
 class _Classifier(nn.Module):

@@ -52,7 +52,7 @@ class ImageLevel(nn.Module):
     def fit(self, batches: Sequence[Tensor]) -> None:
         """Set it from the quantity in good images, batches of `(N, 1, h, w)`."""
         levels = torch.cat([_level(squares).flatten() for squares in batches]).double().cpu()
-        worst = torch.cat([_worst(squares) for squares in batches]).double().cpu()
+        worst = torch.cat([(worst_of(squares) + SMALL).log() for squares in batches]).double().cpu()
         centred = levels - levels.mean()
         variance = centred.square().mean()
         slope = float((centred * worst).mean() / variance) if variance > SAME else 0.0
@@ -67,7 +67,7 @@ def _level(squares: Tensor) -> Tensor:
     return (squares.float() + SMALL).log().mean((2, 3), keepdim=True)
 
 
-def _worst(squares: Tensor) -> Tensor:
-    """Return the logarithm of the mean of each image's worst places, `(N,)`."""
+def worst_of(squares: Tensor) -> Tensor:
+    """Return the mean of each image's worst places, `(N,)`."""
     places = squares.float().flatten(1)
-    return (places.topk(max(1, round(WORST * places.shape[1]))).values.mean(1) + SMALL).log()
+    return places.topk(max(1, round(WORST * places.shape[1]))).values.mean(1)

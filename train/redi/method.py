@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.progress import Progress
+from torch import Tensor
 
 from edge.cli import progress
 from edge.errors import TrainingError
@@ -18,6 +21,7 @@ from train.config import TrainConfig
 from train.detector import Bank, Method
 from train.prepared import PreparedImages
 from train.redi.bank import assign_prompts, k_centre, random_prompts
+from train.redi.memory import joined, vectors
 from train.redi.model import ReDi
 from train.redi.phases import DiscriminatePhase, RecoverPhase, batches, encode_bank, spaced
 from train.redi.union import UnionPhase, nearest_prompts, take_evidence
@@ -36,6 +40,9 @@ COPIES_SHARE = 0.2
 #: Rows that statistics are taken of; at 256² one has 256 places even at the coarsest scale.
 STATISTICS_ROWS = 64
 
+#: Rows whose places are remembered, and how many places in all are looked at for that.
+MEMORY_ROWS, MEMORY_PLACES = 400, 60_000
+
 
 def build(config: TrainConfig, backbone: Backbone) -> ReDi:
     """Make the untrained detector."""
@@ -48,6 +55,7 @@ def build(config: TrainConfig, backbone: Backbone) -> ReDi:
         density_weight=config.density_weight,
         expected=config.expected,
         level=config.level,
+        memory=config.memory,
         marked=config.coarse is not None and config.evidence,
     )
 
@@ -80,7 +88,7 @@ def fit(trainer: Trainer, model: ReDi, images: PreparedImages, coarse: PreparedI
     if config.frb:
         _discriminate(trainer, phase, images)
     if model.statistics.taken:
-        _take_statistics(model, phase, images)
+        _take_statistics(model, phase, images, config.seed)
     if isinstance(phase, UnionPhase) and model.statistics.evidence is not None:
         take_evidence(model, phase, _originals(images), config.seed)
     if config.prompt == "none":
@@ -143,15 +151,41 @@ def _affordable(blocks: int, seconds: float, left: float) -> int:
     return min(blocks, 1 + int(COPIES_SHARE * left / max(seconds, 1e-6)))
 
 
-def _take_statistics(model: ReDi, phase: DiscriminatePhase, images: PreparedImages) -> None:
+def _take_statistics(model: ReDi, phase: DiscriminatePhase, images: PreparedImages, seed: int) -> None:
     """Fit the statistics to good images as they are, up to `STATISTICS_ROWS` of them, evenly spaced."""
-    rows = spaced(_originals(images), STATISTICS_ROWS)
-    pairs = []
+    parts = batches(spaced(_originals(images), STATISTICS_ROWS))
+    pairs, unfamiliar = [], []
     with progress(transient=True) as bar, torch.no_grad():
-        for part in bar.track(batches(rows), description="taking statistics"):
+        for part in bar.track(parts, description="taking statistics"):
             reference, recovered = phase.pair(part)
             pairs.append((reference, model.frb(recovered)))
-        model.statistics.fit(pairs)
+        memory = model.statistics.memory
+        if memory is not None:
+            places, owners = _good_places(phase, images, memory.grid, seed, bar)
+            task = bar.add_task("remembering good parts", total=None, note="")
+            looked_at = [
+                (reference, torch.from_numpy(images.origins[part]))
+                for (reference, _), part in zip(pairs, parts, strict=True)
+            ]
+            unfamiliar = memory.fit(places, owners, looked_at, seed)
+            bar.remove_task(task)
+        model.statistics.fit(pairs, unfamiliar)
+
+
+def _good_places(
+    phase: DiscriminatePhase, images: PreparedImages, grid: tuple[int, int], seed: int, bar: Progress
+) -> tuple[Tensor, Tensor]:
+    """Return joined features of good places, fp16 `(P, C)`, as many of every image, and which image each is of."""
+    rows = spaced(_originals(images), MEMORY_ROWS)
+    share = math.ceil(MEMORY_PLACES / len(rows))
+    generator = torch.Generator().manual_seed(seed)
+    places, owners = [], []
+    for part in bar.track(batches(rows), description="looking at good parts"):
+        for row, found in zip(part, vectors(joined(phase.pair(part)[0], grid)), strict=True):
+            picked = found[torch.randperm(len(found), generator=generator)[:share]]
+            places.append(picked.half())
+            owners.append(torch.full((len(picked),), int(images.origins[row])))
+    return torch.cat(places), torch.cat(owners)
 
 
 def _originals(images: PreparedImages) -> int:
@@ -176,6 +210,7 @@ REDI = Method(
         "frb",
         "level",
         "map",
+        "memory",
         "prompt",
         "prompt_choices",
         "prompts",

@@ -29,8 +29,9 @@ class ReDi(Detector):
         prompt: how prompts are chosen, one of `train.config.PROMPTS`; `none`: recover from the map alone.
         frb: False compares with the features of the recovered image as they are, `F_Y = R_Y`.
         density_weight: how much rare features count; 0: not at all.
-        expected: False takes distances as they are, wherever recovery usually does badly.
+        expected: False takes angles as they are, wherever recovery usually does badly.
         level: False takes angles and rare features as they are, however rough the whole part is.
+        memory: how many typical features of good parts places are compared with.
         marked: True looks for what marked images have, too, `train.redi.evidence`.
     """
 
@@ -45,6 +46,7 @@ class ReDi(Detector):
         density_weight: float = 1.0,
         expected: bool = True,
         level: bool = True,
+        memory: int = 0,
         marked: bool = False,
     ) -> None:
         super().__init__()
@@ -55,7 +57,7 @@ class ReDi(Detector):
         self.recover = Recover(map_channels(map_spec), map_spec.cell, cells, prompted=prompt != "none")
         self.frb = FeatureRecoveryBlock(backbone.channels) if frb else nn.Identity()
         scales = compare_spec(input_spec, backbone.scales).scales
-        self.statistics = FeatureStatistics(scales, density_weight, expected, marked, level)
+        self.statistics = FeatureStatistics(scales, density_weight, expected, marked, level, memory)
 
     @property
     def learnt(self) -> dict[str, nn.Module]:

@@ -1,28 +1,32 @@
-"""What is usual on good parts: how common a feature is, and how well recovery does where it stands.
+"""What is usual on good parts: how well recovery does, how common a feature is, and how familiar.
 
-A plain cosine between `F_X` and `F_Y` takes every difference alike.  Two statistics of good images, both in closed form
-after training, weigh it:
+A plain cosine between `F_X` and `F_Y` takes every difference alike.  Here three cues say how unusual a place is, each
+in units of what the worst places of good parts reach, so that none drowns the others where it means nothing:
 
-*Density.*  `g = |S^(-1/2) (x - mu)|^2`, scaled to a mean of 1: the Mahalanobis distance of `x = F_X / |F_X|` from what
-good images have at this scale (Rippel, Mertens and Merhof 2020 judge whole images so).  `mu` is a polynomial in the
-place, `S` the covariance of what is left, wherever it stands.  It sees what recovery gave back because the map showed
-it, such as a crack's edges.
+*Angle.*  `a = tan^2` of the angle between `F_X` and `F_Y`, over `1 + E / (2 E_mean)`.  `E` is what it usually is on
+good parts where the recovered features are like these and at this place, a ridge regression of its logarithm.
+Recovery is worse on texture than on plain surfaces, and worse at outlines; what counts is how much worse it is than
+usual.
 
-*Expected distance.*  `E`: what the numerator below usually is on good parts where the recovered features are like these
-and at this place, a ridge regression of its logarithm.  Recovery is worse on texture than on plain surfaces, and worse
-at outlines; what counts is how much worse it is than usual.
+*Density.*  `g = |S^(-1/2) (x - mu)|^2`: the Mahalanobis distance of `x = F_X / |F_X|` from what good images have at
+this scale (Rippel, Mertens and Merhof 2020 judge whole images so).  `mu` is a polynomial in the place, `S` the
+covariance of what is left, wherever it stands.  It sees what recovery gave back because the map showed it, such as a
+crack's edges.
+
+*Memory.*  `n`, the squared distance to the nearest typical feature of good parts (`train.redi.memory`).
 
 Together, per place and scale:
 
-    distance = (1 - cos(x, y) / sqrt(1 + density_weight g)) / (1 + E / (3 E_mean))
+    distance = 1 - 1 / sqrt(1 + 4 (a / A + density_weight g / G + 1.5 n^2 / N))
 
-where `g`, and the squared tangent of the angle between `x` and `y`, are first divided by the image's own levels of them
-as far as `train.redi.level` finds that right.
+with the sign of the cosine, where `A`, `G` and `N` are the means over good images of their worst hundredth.  Each cue
+is first divided by the image's own level of it as far as `train.redi.level` finds that right.  With the angle alone,
+and `A` of 4, this is one minus the cosine.
 
 The core gives, in the place of the features, two vectors in a plane whose cosine is one minus this distance: kernels,
 bundles and stations know nothing of it, and read two channels where there were hundreds.
 
-Where there are marked images, `train.redi.evidence` finds what they have: its square is added to `density_weight g`.
+Where there are marked images, `train.redi.evidence` finds what they have: its square is added to the three.
 """
 
 from __future__ import annotations
@@ -35,7 +39,8 @@ from torch.nn import functional as F
 
 from train.redi.discriminate import Features
 from train.redi.evidence import MarkEvidence
-from train.redi.level import ImageLevel
+from train.redi.level import ImageLevel, worst_of
+from train.redi.memory import FeatureMemory, resized
 
 #: What is added to every eigenvalue of a covariance, as a share of their mean.
 SHRINKAGE = 0.01
@@ -43,13 +48,19 @@ SHRINKAGE = 0.01
 #: Penalty of the regression, as a share of a feature's mean square.
 RIDGE = 1e-3
 
-#: The expected distance divides from about this many times its mean on; below, the distance counts as it is.
-TOLERATED = 3.0
+#: The expected angle divides from about this many times its mean on; below, the angle counts as it is.
+TOLERATED = 2.0
+
+#: What the worst places of good parts reach in one cue counts like a squared tangent of this.
+SHARPNESS = 4.0
+
+#: How much the memory counts: as much as half again of another cue.
+FAMILIARITY = 1.5
 
 #: How far edges reach into the input, as shares of its side.
 EDGES = (1 / 64, 1 / 16)
 
-#: Keeps logarithms of distances finite.
+#: Keeps logarithms of angles finite, and what cues are divided by.
 SMALL = 1e-3
 
 #: Mean variance of unit vectors' components below which they are all one and the same.
@@ -58,22 +69,22 @@ FLAT = 1e-12
 #: Shorter vectors have no direction.
 SHORTEST = 1e-6
 
-#: Larger angles than that of this cosine count like it in an image's level.
-SMALLEST_COSINE = 0.02
+#: Keeps the tangent of a right angle finite.
+TINY = 1e-4
 
 #: One scale of some good images: `F_X` and `F_Y`, each `(N, C, h, w)`.
 Pair = tuple[Tensor, Tensor]
 
 
 class ScaleStatistics(nn.Module):
-    """The statistics of one scale.  Unfitted, nothing is unusual and all distances are expected alike.
+    """The statistics of one scale.  Unfitted, the angle alone counts, and all angles are expected alike.
 
     Args:
         channels: of the scale.
         size: its `(height, width)`.
         density_weight: of `g`; 0: without density.
-        expected: False: without the expected distance.
-        level: False: `g` and angle as they are, however large they are in the whole image.
+        expected: False: without the expected angle.
+        level: False: `a` and `g` as they are, however large they are in the whole image.
     """
 
     def __init__(
@@ -81,6 +92,8 @@ class ScaleStatistics(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = density_weight
+        self.units: Tensor
+        self.register_buffer("units", torch.tensor([1.0, 0.0, 0.0]))
         self.angle_level = ImageLevel() if level else None
         if density_weight:
             polynomial = _polynomial(*size).float()[None]
@@ -97,36 +110,36 @@ class ScaleStatistics(nn.Module):
             self.limits: Tensor
             self.register_buffer("limits", torch.zeros(2))
 
-    def forward(self, x: Tensor, y: Tensor, evidence: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, unfamiliar: Tensor | None = None, evidence: Tensor | None = None) -> Tensor:
         """Return the distance of `x` and `y`, `(N, C, h, w)`, at every place: float32 `(N, 1, h, w)`, 0 to 2.
 
-        `evidence` of a defect, `(N, 1, h, w)`, counts like the root of `density_weight g`, and with it.
+        `unfamiliar` is `n`, and `evidence` that of a defect, `(N, 1, h, w)`.
         """
-        length_y = _length(y)
-        distance = self._distance(x, y, length_y, evidence)
-        if self.expects:
-            distance = distance / (1 + self._usual(y, length_y) / TOLERATED)
-        return distance
-
-    def _distance(self, x: Tensor, y: Tensor, length_y: Tensor, evidence: Tensor | None = None) -> Tensor:
-        """Return the distance before what was to expect divides it, float32 `(N, 1, h, w)`."""
-        length_x = _length(x)
+        length_x, length_y = _length(x), _length(y)
         cosine = _cosine(x, y, length_x, length_y)
-        if self.angle_level is not None:
-            factor: Tensor = self.angle_level(_squared_tangent(cosine))
-            cosine = cosine / (cosine.square() + factor.square() * (1 - cosine.square())).sqrt()
-        unusual = [self._unusual(x, length_x)] if self.weight else []
+        total = self.units[0].float() * self._angle(cosine, y, length_y)
+        if self.weight:
+            total = total + self.units[1].float() * self._unusual(x, length_x)
+        if unfamiliar is not None:
+            total = total + self.units[2].float() * unfamiliar.float().square()
         if evidence is not None:
-            unusual.append(evidence.float().square())
-        return 1 - cosine / (1 + sum(unusual, torch.zeros(()))).sqrt()
+            total = total + SHARPNESS * evidence.float().square()
+        return 1 - cosine.sign() * (1 + total).rsqrt()
+
+    def _angle(self, cosine: Tensor, y: Tensor, length_y: Tensor) -> Tensor:
+        """Return `a`, float32 `(N, 1, h, w)`."""
+        angle = self._own_angle(cosine)
+        return angle / (1 + self._usual(y, length_y) / TOLERATED) if self.expects else angle
+
+    def _own_angle(self, cosine: Tensor) -> Tensor:
+        """Return the same before what was to expect divides it."""
+        squared = cosine.square()
+        tangent = (1 - squared).abs() / (squared + TINY)
+        return _levelled(tangent, self.angle_level)
 
     def _unusual(self, x: Tensor, length_x: Tensor) -> Tensor:
-        """Return `density_weight g`, relative to the image's level, float32 `(N, 1, h, w)`."""
-        rare = self._rare(x, length_x)
-        if self.density_level is None:
-            return rare
-        factor: Tensor = self.density_level(rare)
-        return rare * factor.square()
+        """Return `g` up to a factor, relative to the image's level, float32 `(N, 1, h, w)`."""
+        return _levelled(self._rare(x, length_x), self.density_level)
 
     def _rare(self, x: Tensor, length_x: Tensor) -> Tensor:
         """Return the same, whatever the image's level."""
@@ -141,16 +154,26 @@ class ScaleStatistics(nn.Module):
         return torch.minimum(torch.maximum(logarithm, lowest), highest).exp()
 
     @torch.no_grad()
-    def fit(self, pairs: Sequence[Pair]) -> None:
-        """Set the statistics from batches of good images."""
+    def fit(self, pairs: Sequence[Pair], unfamiliar: Sequence[Tensor] | None = None) -> None:
+        """Set the statistics from batches of good images, and how unfamiliar they are to a memory of others."""
         if self.weight:
             self._fit_density([x for x, _ in pairs])
             if self.density_level is not None:
                 self.density_level.fit([self._rare(x.float(), _length(x)) for x, _ in pairs])
+        cosines = [_cosine(x, y, _length(x), _length(y)) for x, y in pairs]
         if self.angle_level is not None:
-            self.angle_level.fit([_squared_tangent(_cosine(x, y, _length(x), _length(y))) for x, y in pairs])
+            level, self.angle_level = self.angle_level, None
+            level.fit([self._own_angle(cosine) for cosine in cosines])
+            self.angle_level = level
         if self.expects:
-            self._fit_expected(pairs)
+            self._fit_expected(pairs, [self._own_angle(cosine) for cosine in cosines])
+        cues = [[self._angle(cosine, y.float(), _length(y)) for cosine, (_, y) in zip(cosines, pairs, strict=True)]]
+        cues.append([self._unusual(x.float(), _length(x)) for x, _ in pairs] if self.weight else [])
+        cues.append([n.square() for n in unfamiliar or []])
+        weights = (1.0, self.weight, FAMILIARITY)
+        for place, (cue, weight) in enumerate(zip(cues, weights, strict=True)):
+            worst = torch.cat([worst_of(values) for values in cue]).mean() if cue else torch.inf
+            self.units[place] = SHARPNESS * weight / max(float(worst), SMALL)
 
     def _fit_density(self, batches: Sequence[Tensor]) -> None:
         terms = self.polynomial.double().cpu().flatten(2)[0]
@@ -172,35 +195,29 @@ class ScaleStatistics(nn.Module):
         values = values.clamp_min(0)
         # The mean of g over these features is to be one: the trace of what whitening makes of their covariance.
         trace = (values / (values + SHRINKAGE)).sum()
-        whitening = (vectors * (self.weight / trace / spread / (values + SHRINKAGE)).sqrt()) @ vectors.T
+        whitening = (vectors * (1 / trace / spread / (values + SHRINKAGE)).sqrt()) @ vectors.T
         self.density.weight.copy_(whitening[:, :, None, None])
         self.centre.weight.copy_((whitening @ mean)[:, :, None, None])
 
-    def _fit_expected(self, pairs: Sequence[Pair]) -> None:
+    def _fit_expected(self, pairs: Sequence[Pair], angles: Sequence[Tensor]) -> None:
         place = _places(*self.place.shape[2:])
-        gram, right, count, sum_distance = torch.zeros(()), torch.zeros(()), 0, 0.0
-        for x, y in pairs:
-            rows, target, distance = self._regressed(x, y, place)
-            gram, right = gram + rows @ rows.T, right + rows @ target
-            count, sum_distance = count + len(target), sum_distance + float(distance.sum())
+        gram, right, count, total = torch.zeros(()), torch.zeros(()), 0, 0.0
+        for (_, y), angle in zip(pairs, angles, strict=True):
+            terms = place.flatten(1).repeat(1, len(y))
+            rows = torch.cat([_columns(F.normalize(y.float(), dim=1)), terms])
+            column = _columns(angle)[0]
+            gram, right = gram + rows @ rows.T, right + rows @ (column + SMALL).log()
+            count, total = count + len(column), total + float(column.sum())
         channels = self.expected.weight.shape[1]
         penalty = RIDGE * count / channels * torch.eye(len(gram), dtype=gram.dtype)
         solved = torch.linalg.solve(gram + penalty, right)
-        mean = max(sum_distance / count, SMALL)
+        mean = max(total / count, SMALL)
         self.expected.weight.copy_(solved[:channels].view(1, -1, 1, 1))
         self.place.copy_((torch.einsum("p,phw->hw", solved[channels:], place) - torch.tensor(mean).log())[None, None])
         self.limits.copy_(torch.tensor([-torch.inf, torch.inf]))
         fitted = [self._usual(y.float(), _length(y)).log() for _, y in pairs]
         # Features that good parts do not have may expect anything.
         self.limits.copy_(torch.stack([min(f.min() for f in fitted), max(f.max() for f in fitted)]))
-
-    def _regressed(self, x: Tensor, y: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the logarithm of the distance is regressed on `(C + terms, places)`, itself, and the distance."""
-        x, y = x.float(), y.float()
-        rows = _columns(F.normalize(y, dim=1))
-        terms = place.flatten(1).repeat(1, len(x))
-        distance = _columns(self._distance(x, y, _length(y)))[0]
-        return torch.cat([rows, terms]), (distance.clamp_min(0) + SMALL).log(), distance
 
 
 class FeatureStatistics(nn.Module):
@@ -211,6 +228,7 @@ class FeatureStatistics(nn.Module):
         density_weight: see `ScaleStatistics`.
         expected: see `ScaleStatistics`.
         level: see `ScaleStatistics`.
+        memory: how many typical features are kept; 0: none, without that cue.
         marked: there is evidence of marked images to count, too.
     """
 
@@ -221,10 +239,12 @@ class FeatureStatistics(nn.Module):
         expected: bool,
         marked: bool = False,
         level: bool = True,
+        memory: int = 0,
     ) -> None:
         super().__init__()
-        self.taken = bool(density_weight) or expected or level or marked
+        self.taken = bool(density_weight) or expected or level or marked or memory > 0
         self.scales = nn.ModuleList(ScaleStatistics(c, (h, w), density_weight, expected, level) for c, h, w in scales)
+        self.memory = FeatureMemory(scales, memory, level) if memory else None
         self.evidence = MarkEvidence(scales) if marked else None
 
     def channels(self, scale: int) -> int:
@@ -241,14 +261,25 @@ class FeatureStatistics(nn.Module):
 
     def distances(self, reference: Features, recovered: Features) -> list[Tensor]:
         """Return the distance of every scale, float32 `(N, 1, h, w)`, evidence of marked images in it."""
-        evidence = [None] * len(self.scales) if self.evidence is None else self.evidence(reference)
-        return [scale(x, y, e) for scale, x, y, e in zip(self.scales, reference, recovered, evidence, strict=True)]
+        nothing = [None] * len(self.scales)
+        evidence = nothing if self.evidence is None else self.evidence(reference)
+        unfamiliar = nothing if self.memory is None else _at_scales(self.memory(reference), reference)
+        cues = zip(self.scales, reference, recovered, unfamiliar, evidence, strict=True)
+        return [scale(x, y, n, e) for scale, x, y, n, e in cues]
 
-    def fit(self, batches: Sequence[tuple[Features, Features]]) -> None:
-        """Set the statistics from batches of `(F_X, F_Y)` of good images."""
+    def fit(self, batches: Sequence[tuple[Features, Features]], unfamiliar: Sequence[Tensor] = ()) -> None:
+        """Set the statistics from batches of `(F_X, F_Y)` of good images, and what `FeatureMemory.fit` gave."""
+        ns = [_at_scales(n, reference) for n, (reference, _) in zip(unfamiliar, batches, strict=bool(unfamiliar))]
         for level, scale in enumerate(self.scales):
             assert isinstance(scale, ScaleStatistics)
-            scale.fit([(reference[level], recovered[level]) for reference, recovered in batches])
+            scale.fit(
+                [(reference[level], recovered[level]) for reference, recovered in batches], [n[level] for n in ns]
+            )
+
+
+def _at_scales(n: Tensor, reference: Features) -> list[Tensor]:
+    """Return the memory's answer at the size of every scale."""
+    return [resized(n, (f.shape[2], f.shape[3])) for f in reference]
 
 
 def _plane(distance: Tensor) -> Pair:
@@ -276,8 +307,12 @@ def _cosine(x: Tensor, y: Tensor, length_x: Tensor, length_y: Tensor) -> Tensor:
     return (x.float() * y.float()).sum(1, keepdim=True) / lengths
 
 
-def _squared_tangent(cosine: Tensor) -> Tensor:
-    return cosine.square().clamp_min(SMALLEST_COSINE**2).reciprocal() - 1
+def _levelled(cue: Tensor, level: ImageLevel | None) -> Tensor:
+    """Return a cue relative to the image's level of it."""
+    if level is None:
+        return cue
+    factor: Tensor = level(cue)
+    return cue * factor.square()
 
 
 def _columns(f: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from train.distributed import share
 from train.featurecache import FeatureCache
 from train.prepared import PreparedImages
 from train.redi.bank import assign_prompts
-from train.redi.evidence import resized
+from train.redi.memory import joined, resized, vectors
 from train.redi.model import ReDi
 from train.redi.phases import DiscriminatePhase, batches, halves, spaced
 from train.redi.recover import PromptFeatures
@@ -115,12 +115,12 @@ def take_evidence(model: ReDi, phase: UnionPhase, originals: int, seed: int) -> 
     with progress(transient=True) as bar:
         task = bar.add_task("learning from marked images", total=len(normal) + len(anomalies), note="")
         for rows in normal:
-            good.append(_vectors(evidence.joined(phase.pair(rows)[0])).half())
+            good.append(vectors(joined(phase.pair(rows)[0], evidence.grid)).half())
             bar.advance(task)
         for rows in anomalies:
             reference, recovered = halves(phase.coarse.get(rows))
             distances = model.statistics.distances(reference, model.frb(recovered))
-            marked.append(_vectors(evidence.joined(reference)))
+            marked.append(vectors(joined(reference, evidence.grid)))
             suspicion.append(_suspicion(distances, evidence.grid))
             bar.advance(task)
         images = phase.coarse_count // phase.coarse_tiles
@@ -132,11 +132,6 @@ def take_evidence(model: ReDi, phase: UnionPhase, originals: int, seed: int) -> 
             seed,
         )
         evidence.to(device)
-
-
-def _vectors(features: Tensor) -> Tensor:
-    """Return every place's vector as a row, `(N, places, C)`, in main memory."""
-    return features.flatten(2).transpose(1, 2).cpu()
 
 
 def _suspicion(distances: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from train.redi.discriminate import Features
 from train.redi.evidence import FALSE, HIDDEN, MarkEvidence
-from train.redi.statistics import FeatureStatistics, ScaleStatistics
+from train.redi.statistics import SHARPNESS, FeatureStatistics, ScaleStatistics
 
 SCALES = ((4, 32, 24), (6, 16, 12), (8, 8, 6))
 PLACES = 16 * 12
@@ -107,34 +107,27 @@ def test_features_that_never_vary_are_no_trouble() -> None:
     assert float(found(evidence, flat[:PLACES][None]).max()) == 0
 
 
-def test_joined_are_unit_vectors_and_means_of_four() -> None:
-    fine, middle, coarse = features(4)
-    joined = MarkEvidence(SCALES).joined((fine, middle, coarse))
-    assert joined.shape == (2, CHANNELS, 16, 12)
-    unit = torch.nn.functional.normalize(fine, dim=1)
-    torch.testing.assert_close(joined[:, :4], torch.nn.functional.avg_pool2d(unit, 2))
-    torch.testing.assert_close(joined[:, 4:10], torch.nn.functional.normalize(middle, dim=1))
-    assert [tuple(e.shape) for e in MarkEvidence(SCALES)((fine, middle, coarse))] == [
+def test_there_is_an_answer_at_every_scale() -> None:
+    assert [tuple(e.shape) for e in MarkEvidence(SCALES)(features(4))] == [
         (2, 1, height, width) for _, height, width in SCALES
     ]
 
 
 @pytest.mark.parametrize("density_weight", [0.0, 1.0])
-def test_its_square_adds_to_the_density(density_weight: float) -> None:
+def test_its_square_adds_to_the_other_cues(density_weight: float) -> None:
     x = torch.rand(3, *SCALES[0], generator=generator(8)) + 0.1
     y = x + 0.3 * torch.rand(x.shape, generator=generator(9))
     evidence = 3 * torch.rand(3, 1, *SCALES[0][1:], generator=generator(10))
     statistics = ScaleStatistics(4, SCALES[0][1:], density_weight, False, level=False)
     statistics.fit([(x, y)])
 
-    def cosine(*with_evidence: torch.Tensor) -> np.ndarray:
+    def cosine(with_evidence: torch.Tensor | None = None) -> np.ndarray:
         with torch.no_grad():
-            return 1 - statistics(x, y, *with_evidence)[:, 0].double().numpy()
+            return 1 - statistics(x, y, evidence=with_evidence)[:, 0].double().numpy()
 
-    plain = torch.cosine_similarity(x.double(), y.double(), dim=1).numpy()
-    # `1 + g` of what there is already, then `1 + g + e²`.
-    usual = (plain / cosine()) ** 2
-    wanted = plain / np.sqrt(usual + evidence[:, 0].double().numpy() ** 2)
+    # `1 + …` of what there is already, then as much more as the worst of good parts for an evidence of one.
+    usual = 1 / cosine() ** 2
+    wanted = 1 / np.sqrt(usual + SHARPNESS * evidence[:, 0].double().numpy() ** 2)
     np.testing.assert_allclose(cosine(evidence), wanted, rtol=1e-5)
 
 

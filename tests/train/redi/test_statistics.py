@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import openvino as ov
@@ -12,7 +13,21 @@ from numpy.typing import NDArray
 
 from train.redi.discriminate import Features
 from train.redi.level import SMALL as LEVEL_SMALL
-from train.redi.statistics import EDGES, RIDGE, SHRINKAGE, SMALL, TOLERATED, FeatureStatistics, Pair, ScaleStatistics
+from train.redi.level import WORST
+from train.redi.memory import joined, resized, vectors
+from train.redi.statistics import (
+    EDGES,
+    FAMILIARITY,
+    RIDGE,
+    SHARPNESS,
+    SHRINKAGE,
+    SMALL,
+    TINY,
+    TOLERATED,
+    FeatureStatistics,
+    Pair,
+    ScaleStatistics,
+)
 
 F64 = NDArray[np.float64]
 SCALES = ((4, 8, 12), (6, 4, 6), (8, 2, 3))
@@ -34,10 +49,14 @@ def good_pairs() -> list[Pair]:
 
 
 def fitted(
-    density_weight: float, expected: bool, pairs: list[Pair] | None = None, level: bool = False
+    density_weight: float,
+    expected: bool,
+    pairs: list[Pair] | None = None,
+    level: bool = False,
+    unfamiliar: list[torch.Tensor] | None = None,
 ) -> ScaleStatistics:
     statistics = ScaleStatistics(SCALES[0][0], SCALES[0][1:], density_weight, expected, level)
-    statistics.fit(good_pairs() if pairs is None else pairs)
+    statistics.fit(good_pairs() if pairs is None else pairs, unfamiliar)
     return statistics.eval()
 
 
@@ -88,22 +107,58 @@ def plain(x: torch.Tensor, y: torch.Tensor) -> F64:
     return (1 - torch.cosine_similarity(x.double(), y.double(), dim=1)).numpy()
 
 
+def tangent(x: torch.Tensor, y: torch.Tensor) -> F64:
+    """`a` of every place, by the definition, before anything divides it."""
+    squared = (1 - plain(x, y)) ** 2
+    return np.asarray((1 - squared) / (squared + TINY))
+
+
+def of_good(cue: Callable[[torch.Tensor, torch.Tensor], F64]) -> list[F64]:
+    return [cue(x, y) for x, y in good_pairs()]
+
+
+def in_units(cue: F64, good: list[F64], weight: float = 1.0) -> F64:
+    """A cue as it counts, given what it is on good parts."""
+    places = np.sort(np.concatenate(good).reshape(8, -1), 1)
+    return SHARPNESS * weight * cue / places[:, -max(1, round(WORST * places.shape[1])) :].mean(1).mean()
+
+
+def combined(*cues: F64) -> F64:
+    return np.asarray(1 - 1 / np.sqrt(1 + sum(cues)))
+
+
 def test_unfitted_the_cosine_is_what_it_was() -> None:
     x, y = some(5), some(6)
-    np.testing.assert_allclose(
-        distances(ScaleStatistics(4, (8, 12), 1.0, True), x, y) * (1 + 1 / TOLERATED), plain(x, y), atol=1e-6
-    )
+    found = distances(ScaleStatistics(4, (8, 12), 1.0, False), x, y)
+    np.testing.assert_allclose(found, combined(tangent(x, y)), atol=1e-6)
+    np.testing.assert_allclose(found, plain(x, y), atol=1e-4)
+    found = distances(ScaleStatistics(4, (8, 12), 1.0, True), x, y)
+    np.testing.assert_allclose(found, combined(tangent(x, y) / (1 + 1 / TOLERATED)), atol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [0.3, 1.0])
-def test_density_divides_the_cosine_by_the_mahalanobis_distance(weight: float) -> None:
+def test_angle_and_density_count_in_units_of_the_worst_that_good_parts_have_of_them(weight: float) -> None:
     x, y = some(7), some(8)
-    wanted = 1 - (1 - plain(x, y)) / np.sqrt(1 + weight * mahalanobis(x))
+    wanted = combined(
+        in_units(tangent(x, y), of_good(tangent)),
+        in_units(mahalanobis(x), of_good(lambda x, _: mahalanobis(x)), weight),
+    )
     np.testing.assert_allclose(distances(fitted(weight, False), x, y), wanted, atol=1e-5)
 
 
-def test_the_expected_distance_divides_the_distance() -> None:
-    pairs = good_pairs()
+def test_what_the_memory_does_not_know_counts_by_its_square_and_half_again_as_much() -> None:
+    x, y = some(7), some(8)
+    good = [some(30 + seed, len(x), (1, 8, 12)) for seed, (x, _) in enumerate(good_pairs())]
+    n = some(40, 3, (1, 8, 12))
+    with torch.no_grad():
+        found = fitted(0, False, unfamiliar=good)(x, y, n)[:, 0].double().numpy()
+    squares = [g[:, 0].double().numpy() ** 2 for g in good]
+    known = in_units(n[:, 0].double().numpy() ** 2, squares, FAMILIARITY)
+    np.testing.assert_allclose(found, combined(in_units(tangent(x, y), of_good(tangent)), known), atol=1e-5)
+
+
+def expectation() -> Callable[[torch.Tensor], F64]:
+    """`E / E_mean` of every place, by least squares on good parts."""
     terms = powers(8, 12)
     from_top, from_left = (np.arange(8) + 0.5) / 8, (np.arange(12) + 0.5) / 12
     for reach in EDGES:
@@ -118,8 +173,8 @@ def test_the_expected_distance_divides_the_distance() -> None:
     def regressors(y: torch.Tensor) -> F64:
         return np.concatenate([unit(y), np.tile(place, (len(y), 1))], 1)
 
-    design = np.concatenate([regressors(y) for _, y in pairs])
-    found = np.concatenate([plain(x, y).ravel() for x, y in pairs])
+    design = np.concatenate([regressors(y) for _, y in good_pairs()])
+    found = np.concatenate([angle.ravel() for angle in of_good(tangent)])
     penalty = np.sqrt(RIDGE * len(found) / 4) * np.eye(design.shape[1])
     wanted = np.linalg.lstsq(
         np.concatenate([design, penalty]),
@@ -127,19 +182,28 @@ def test_the_expected_distance_divides_the_distance() -> None:
         rcond=None,
     )[0]
     limits = (design @ wanted).min(), (design @ wanted).max()
+    mean = found.mean()
+    return lambda y: np.exp(np.clip(regressors(y) @ wanted, *limits)).reshape(len(y), 8, 12) / mean
+
+
+def test_the_expected_angle_divides_the_angle() -> None:
+    usual = expectation()
     x = some(9)
     y = near(x, 10)
-    usual = np.exp(np.clip(regressors(y) @ wanted, *limits)).reshape(3, 8, 12) / found.mean()
-    np.testing.assert_allclose(distances(fitted(0, True), x, y), plain(x, y) / (1 + usual / TOLERATED), rtol=2e-3)
+    wanted = in_units(
+        tangent(x, y) / (1 + usual(y) / TOLERATED), of_good(lambda x, y: tangent(x, y) / (1 + usual(y) / TOLERATED))
+    )
+    np.testing.assert_allclose(distances(fitted(0, True), x, y), combined(wanted), rtol=2e-3)
 
 
 def test_together_the_distance_is_that_of_the_formula() -> None:
+    usual = expectation()
     x, y = some(11), some(12)
-    both = fitted(1.0, True)
-    with torch.no_grad():
-        usual = both._usual(y, y.norm(dim=1, keepdim=True))[:, 0].double().numpy()
-    dense = distances(fitted(1.0, False), x, y)
-    np.testing.assert_allclose(distances(both, x, y), dense / (1 + usual / TOLERATED), atol=1e-5)
+    angle = in_units(
+        tangent(x, y) / (1 + usual(y) / TOLERATED), of_good(lambda x, y: tangent(x, y) / (1 + usual(y) / TOLERATED))
+    )
+    rare = in_units(mahalanobis(x), of_good(lambda x, _: mahalanobis(x)))
+    np.testing.assert_allclose(distances(fitted(1.0, True), x, y), combined(angle, rare), rtol=2e-3)
 
 
 def test_angle_and_density_are_relative_to_the_image_s_levels() -> None:
@@ -147,20 +211,20 @@ def test_angle_and_density_are_relative_to_the_image_s_levels() -> None:
     levelled, plainly = fitted(1.0, False, level=True), fitted(1.0, False)
     assert levelled.angle_level is not None
     assert levelled.density_level is not None
+    levelled.units.copy_(plainly.units)
     for level, usual in ((levelled.angle_level, -0.9), (levelled.density_level, 0.4)):
         level.share.fill_(0.7)
         level.usual.fill_(usual)
-        level.limits.copy_(torch.tensor([-3.0, 3.0]))
+        level.limits.copy_(torch.tensor([-9.0, 9.0]))
 
     def over(values: F64, usual: float) -> F64:
         level = np.log(values + LEVEL_SMALL).mean((1, 2), keepdims=True)
         return np.asarray(values * np.exp(0.7 * (usual - level)))
 
-    cosine = 1 - plain(x, y)
-    tangent = over(1 / cosine**2 - 1, -0.9)
-    g = over(mahalanobis(x), 0.4)
-    assert np.abs(g - mahalanobis(x)).max() > 0.1
-    np.testing.assert_allclose(distances(levelled, x, y), 1 - 1 / np.sqrt((1 + tangent) * (1 + g)), atol=2e-5)
+    with torch.no_grad():
+        rare = plainly._rare(x, x.norm(dim=1, keepdim=True))[:, 0].double().numpy()
+    wanted = combined(float(plainly.units[0]) * over(tangent(x, y), -0.9), float(plainly.units[1]) * over(rare, 0.4))
+    np.testing.assert_allclose(distances(levelled, x, y), wanted, atol=2e-5)
     assert np.abs(distances(levelled, x, y) - distances(plainly, x, y)).max() > 0.05
 
 
@@ -186,8 +250,9 @@ def test_what_is_usual_at_its_place_is_not_unusual_elsewhere_it_is() -> None:
 
 def test_what_recovery_usually_gets_wrong_counts_less() -> None:
     x = some(13)
+    y = near(x, 14)
     statistics = fitted(0, True)
-    found = distances(statistics, x, near(x, 14)) / plain(x, near(x, 14))
+    found = (1 / (1 - distances(statistics, x, y)) ** 2 - 1) / tangent(x, y)
     assert found[:, :, :3].mean() > 1.2 * found[:, :, -3:].mean()
 
 
@@ -200,9 +265,14 @@ def test_features_that_good_parts_do_not_have_cannot_expect_more_than_the_worst_
         assert float(found.max()) <= worst * (1 + 1e-5)
 
 
-@pytest.mark.parametrize(("weight", "expected", "level"), [(0, True, False), (1, False, False), (0, False, True)])
-def test_with_any_statistic_two_channels_come_out_of_every_scale(weight: float, expected: bool, level: bool) -> None:
-    statistics = FeatureStatistics(SCALES, weight, expected, level=level)
+@pytest.mark.parametrize(
+    ("weight", "expected", "level", "memory"),
+    [(0, True, False, 0), (1, False, False, 0), (0, False, True, 0), (0, False, False, 5)],
+)
+def test_with_any_statistic_two_channels_come_out_of_every_scale(
+    weight: float, expected: bool, level: bool, memory: int
+) -> None:
+    statistics = FeatureStatistics(SCALES, weight, expected, level=level, memory=memory)
     with torch.no_grad():
         outputs = statistics(features(1), features(2))
     assert [tuple(o.shape[1:]) for o in outputs] == 2 * [(2, h, w) for _, h, w in SCALES]
@@ -219,8 +289,8 @@ def test_without_statistics_features_come_out_as_they_are() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_what_comes_out_is_as_far_apart_as_the_distance_says(dtype: torch.dtype) -> None:
-    statistics = FeatureStatistics(SCALES, 1.0, True)
-    statistics.fit([(features(1), features(2)), (features(3), features(4))])
+    statistics = whole()
+    assert statistics.memory is not None
     reference, recovered = features(5), features(6)
     near_by = tuple(x + 1e-3 * y for x, y in zip(reference, recovered, strict=True))
     for other in (recovered, near_by):
@@ -229,9 +299,13 @@ def test_what_comes_out_is_as_far_apart_as_the_distance_says(dtype: torch.dtype)
                 tuple(x.to(dtype) for x in reference), tuple(y.to(dtype) for y in other)
             )
         assert all(each.dtype == dtype for each in outputs)
+        with torch.no_grad():
+            n = statistics.memory(reference)
         for level, scale in enumerate(statistics.scales):
             assert isinstance(scale, ScaleStatistics)
-            wanted = distances(scale, reference[level], other[level])
+            with torch.no_grad():
+                size = (SCALES[level][1], SCALES[level][2])
+                wanted = scale(reference[level], other[level], resized(n, size))[:, 0].double().numpy()
             tolerance = 1e-5 if dtype == torch.float32 else 2e-2
             np.testing.assert_allclose(compared(outputs[level], outputs[3 + level]), wanted, rtol=tolerance, atol=1e-6)
 
@@ -241,12 +315,23 @@ class Flat(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.statistics = FeatureStatistics(SCALES, 1.0, True)
-        self.statistics.fit([(features(1), features(2)), (features(3), features(4))])
+        self.statistics = whole()
 
     def forward(self, *both: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs: tuple[torch.Tensor, ...] = self.statistics(both[:3], both[3:])
         return outputs
+
+
+def whole() -> FeatureStatistics:
+    """All statistics of all scales, fitted."""
+    statistics = FeatureStatistics(SCALES, 1.0, True, memory=20)
+    batches = [(features(1), features(2)), (features(3), features(4))]
+    assert statistics.memory is not None
+    looked_at = [(reference, torch.arange(3) + 3 * place) for place, (reference, _) in enumerate(batches)]
+    places = torch.cat([vectors(joined(reference, statistics.memory.grid)) for reference, _ in batches])
+    owners = torch.arange(6).repeat_interleave(places.shape[1])
+    statistics.fit(batches, statistics.memory.fit(places.flatten(0, 1), owners, looked_at, seed=0))
+    return statistics
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
