@@ -56,7 +56,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     density_weight: float = 1.0
     expected: bool = True
     level: bool = True
-    memory: int = 1000
+    memory: int = 768
     evidence: bool = True
     turned: str = "auto"
     altered: bool = False

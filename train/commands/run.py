@@ -156,9 +156,9 @@ def settings_parser() -> argparse.ArgumentParser:
     ablations.add_argument(
         "--memory",
         type=memory_size,
-        default=1000,
+        default=768,
         metavar="N",
-        help="typical features of good parts that every place is compared with; 0: none (1000)",
+        help="typical features of good parts that every place is compared with; 0: none (768)",
     )
     ablations.add_argument(
         "--no-evidence", action="store_true", help="let --coarse teach the FRB alone, and do not look for what it shows"
