@@ -52,7 +52,7 @@ class _Scene:
 class SimLine:
     """An endless line of parts; each depends on seed and index alone, whatever was made before it.
 
-    A part lies within the product's stated rotation and shift, on a belt of which another piece is in sight each
+    A part lies within the stated rotation and the product's shift, on a belt of which another piece is in sight each
     time, in light that changes in strength (±12 %), evenness (±10 % from the centre to an edge) and colour (±3 %), with
     sensor noise of 2.2 grey levels.  With another `defect_rate` the same good parts come, others defective.
 
@@ -61,10 +61,17 @@ class SimLine:
         width, height: frame size in pixels, at least `MIN_SIZE`.
         defect_rate: share of defective parts, 0–1.
         product: a name in `PRODUCTS`.
+        rotation_deg: parts lie turned by up to this angle either way, 0–180; None: the product's own.
     """
 
     def __init__(
-        self, seed: int = 0, width: int = 320, height: int = 320, defect_rate: float = 0.25, product: str = "disc"
+        self,
+        seed: int = 0,
+        width: int = 320,
+        height: int = 320,
+        defect_rate: float = 0.25,
+        product: str = "disc",
+        rotation_deg: float | None = None,
     ) -> None:
         if product not in PRODUCTS:
             raise ValueError(f"no product {product!r}; known: {', '.join(PRODUCTS)}")
@@ -74,7 +81,10 @@ class SimLine:
         self.width = width
         self.height = height
         self.defect_rate = defect_rate
+        if rotation_deg is not None and not 0 <= rotation_deg <= 180:
+            raise ValueError("a rotation from 0 to 180 degrees is needed")
         self._product: Product = load_product(product, width, height)
+        self._rotation = self._product.rotation_deg if rotation_deg is None else rotation_deg
         self._x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
         self._y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
         self._lens = 1 - np.float32(0.06) * (self._x**2 + self._y**2)
@@ -131,7 +141,7 @@ class SimLine:
 
     def _scene(self, rng: np.random.Generator) -> _Scene:
         product, width, height = self._product, self.width, self.height
-        angle = float(rng.uniform(-product.rotation_deg, product.rotation_deg))
+        angle = float(rng.uniform(-self._rotation, self._rotation))
         moved_x, moved_y = rng.uniform(-product.shift, product.shift, 2) * product.unit
         pose = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
         pose[:, 2] += moved_x, moved_y

@@ -86,7 +86,8 @@ def open_sim(name: str, options: str) -> SimCamera:
         name: the camera's name.
         options: comma-separated `key=value`, each at most once.  `seed` (0), `count` of parts (no end), `rate` in
             parts per second (as fast as they are taken), `defects` share 0–1 (0.25), `width` and `height` in pixels
-            (320), `product` (disc), `index`: `frame`, or `encoder` for triggered parts (frame).
+            (320), `product` (disc), `rotation`: parts lie turned by up to so many degrees (the product's own), `index`:
+            `frame`, or `encoder` for triggered parts (frame).
 
     Raises:
         CameraError: an unknown option or product, or a value out of range.
@@ -108,6 +109,7 @@ def open_sim(name: str, options: str) -> SimCamera:
         height=_whole(given.get("height", "320"), "height", MIN_SIZE, MAX_SIZE),
         defect_rate=_real(given.get("defects", "0.25"), "defects", 0.0, 1.0),
         product=product,
+        rotation_deg=_real(given["rotation"], "rotation", 0.0, 180.0) if "rotation" in given else None,
     )
     count = _whole(given["count"], "count", 1, _ENDLESS) if "count" in given else None
     rate = _real(given["rate"], "rate", 0.001, 100_000.0) if "rate" in given else None
@@ -117,7 +119,7 @@ def open_sim(name: str, options: str) -> SimCamera:
     return SimCamera(name, line, count=count, rate=rate, by_encoder=index == "encoder")
 
 
-_KEYS = ("seed", "count", "rate", "defects", "width", "height", "product", "index")
+_KEYS = ("seed", "count", "rate", "defects", "width", "height", "product", "rotation", "index")
 
 
 def _whole(text: str, key: str, low: int, high: int) -> int:

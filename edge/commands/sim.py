@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise DataError(
             f"{out} is not empty", f"name another folder, or replace {', '.join(_FOLDERS)} in it by --force"
         )
-    line = SimLine(args.seed, args.width, args.height, product=args.product)
+    line = SimLine(args.seed, args.width, args.height, product=args.product, rotation_deg=args.rotation)
     try:
         out.mkdir(parents=True, exist_ok=True)
         # Moved into place at the end: an interrupted run leaves nothing half-done.
@@ -101,6 +101,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--good", type=int, default=60, metavar="N", help="good parts to calibrate on (%(default)s)")
     parser.add_argument("--defects", type=float, default=0.5, metavar="SHARE", help="of the test parts (%(default)s)")
     parser.add_argument("--product", choices=sorted(PRODUCTS), default="disc", help="what is made (%(default)s)")
+    parser.add_argument(
+        "--rotation", type=float, metavar="DEG", help="parts lie turned by up to so many degrees (the product's own)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed, other parts (%(default)s)")
     parser.add_argument("--width", type=int, default=320, metavar="PX", help="frame width (%(default)s)")
     parser.add_argument("--height", type=int, default=320, metavar="PX", help="frame height (%(default)s)")
@@ -115,6 +118,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UsageError("nothing to write", "ask for some parts with --train, --test or --good")
     if not 0 <= args.defects <= 1:
         raise UsageError(f"--defects {args.defects}", "a share from 0 to 1")
+    if args.rotation is not None and not 0 <= args.rotation <= 180:
+        raise UsageError(f"--rotation {args.rotation}", "0 to 180 degrees")
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed}", "0 or more")
     if min(args.width, args.height) < MIN_SIZE or max(args.width, args.height) > MAX_SIZE:

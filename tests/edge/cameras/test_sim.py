@@ -96,8 +96,27 @@ def test_pose_and_light_change_within_the_stated_range(product: str) -> None:
     assert (spread < 0.03 * 320 + 4).all()
 
 
+def test_a_part_may_lie_in_any_rotation() -> None:
+    upright, any_way = SimLine(rotation_deg=0), SimLine(rotation_deg=180)
+    angles = []
+    for index in range(40):
+        pose = any_way._scene(np.random.default_rng(index)).pose
+        angles.append(np.degrees(np.arctan2(pose[0, 1], pose[0, 0])))
+        pose = upright._scene(np.random.default_rng(index)).pose
+        assert (pose[0, 0], pose[0, 1]) == (1, 0)
+    assert np.ptp(angles) > 300
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"product": "cube"}, {"seed": -1}, {"width": 63}, {"defect_rate": 1.5}, {"defect_rate": float("nan")}]
+    "wrong",
+    [
+        {"product": "cube"},
+        {"seed": -1},
+        {"width": 63},
+        {"defect_rate": 1.5},
+        {"defect_rate": float("nan")},
+        {"rotation_deg": 181},
+    ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError):

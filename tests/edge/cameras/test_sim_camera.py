@@ -68,7 +68,7 @@ def test_closing_ends_a_wait(new_slot: NewSlot) -> None:
 @pytest.mark.parametrize(
     ("options", "problem", "hint"),
     [
-        ("speed=3", "no option 'speed'", "seed, count, rate, defects, width, height, product"),
+        ("speed=3", "no option 'speed'", "seed, count, rate, defects, width, height, product, rotation"),
         ("product=cube", "no product 'cube'", "disc, tile"),
         ("seed", "'seed' needs one value", "sim:seed="),
         ("seed=1,seed=2", "'seed' needs one value", "sim:seed="),
@@ -81,6 +81,7 @@ def test_closing_ends_a_wait(new_slot: NewSlot) -> None:
         ("defects=1.1", "defects=1.1", "from 0 to 1"),
         ("defects=nan", "defects=nan", "from 0 to 1"),
         ("rate=0", "rate=0", "from 0.001"),
+        ("rotation=-1", "rotation=-1", "from 0 to 180"),
         ("rate=inf", "rate=inf", "100000"),
     ],
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edge.cameras.sim import SimLine
-from edge.commands.sim import TEST_START, main
+from edge.commands.sim import TEST_START, TRAIN_START, main
 from edge.images import list_images, read_image
 
 SMALL = ["--width", "64", "--height", "64"]
@@ -65,6 +65,16 @@ def test_a_folder_in_use_is_left_alone_unless_forced(tmp_path: Path, capfd: pyte
     assert len(list_images(tmp_path, recursive=True)) == 2
 
 
+def test_parts_lie_as_far_turned_as_asked_for(tmp_path: Path) -> None:
+    few = ["--train", "3", "--test", "0", "--good", "0", *SMALL]
+    assert main([str(tmp_path / "turned"), *few, "--rotation", "180"]) == 0
+    line = SimLine(0, 64, 64, rotation_deg=180)
+    for number in range(3):
+        image = read_image(tmp_path / "turned" / f"train/good/{number:03d}.png")
+        np.testing.assert_array_equal(image, line.part(TRAIN_START + number, "good").image)
+        assert (image != SimLine(0, 64, 64).part(TRAIN_START + number, "good").image).any()
+
+
 @pytest.mark.parametrize(
     ("extra", "code"),
     [
@@ -72,6 +82,8 @@ def test_a_folder_in_use_is_left_alone_unless_forced(tmp_path: Path, capfd: pyte
         (["--train", "0", "--test", "0", "--good", "0"], 2),
         (["--defects", "2"], 2),
         (["--seed", "-4"], 2),
+        (["--rotation", "181"], 2),
+        (["--rotation", "nan"], 2),
         (["--width", "20"], 2),
         (["--height", "1000000"], 2),
     ],
