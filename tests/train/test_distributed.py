@@ -149,10 +149,25 @@ def deviation(one: Path, two: Path, *names: str) -> float:
 
     def trained(folder: Path) -> torch.Tensor:
         learnt = load_trained(RunFolder(folder)).model.learnt
-        return torch.cat([p.detach().flatten() for name in names for p in learnt[name].parameters()])
+        parameters = ((name, p) for part in names for name, p in learnt[part].named_parameters())
+        return torch.cat([p.detach().flatten() for name, p in parameters if not name.startswith("memory.nearest")])
 
     a, b = trained(one), trained(two)
     return float((a - b).norm() / a.norm())
+
+
+def strangers(one: Path, two: Path) -> float:
+    """Return how far the farthest of what one run remembers is from all that the other does, relative to its length.
+
+    Which of two equally far places is chosen first is for rounding to say, and with it the order of all that follow.
+    """
+
+    def remembered(folder: Path) -> torch.Tensor:
+        nearest = load_trained(RunFolder(folder)).model.learnt["statistics"].get_submodule("memory.nearest")
+        return nearest.get_parameter("weight").detach()[:, :, 0, 0]
+
+    distances = torch.cdist(remembered(one), remembered(two))
+    return float(max(distances.min(0).values.max(), distances.min(1).values.max()) / remembered(one).norm(dim=1).mean())
 
 
 @pytest.fixture
@@ -211,6 +226,8 @@ def test_two_processes_stopped_by_ctrl_c_resume_to_the_model_of_one(
     assert text.count("trained on 10 images") == 1
     assert deviation(single, pair, "recover", "frb") < 0.01
     assert deviation(single, pair, "statistics") < 0.01
+    assert strangers(single, pair) < 0.01
+    assert strangers(single, other) < 0.01
     assert deviation(single, other, "recover", "frb") > 0.3
 
 

@@ -1,7 +1,7 @@
 """The Feature Recovery Block (FRB): features of the recovered image in, features of the normal image out.
 
 Multi-scale fusion, a one-class bottleneck and a residual decoder, in the layout of reverse distillation (RD4AD, Deng
-and Li 2022), thinned so that it costs about two fifths of one pass over ResNet-18, and less than half of one over
+and Li 2022), thinned so that it costs about three tenths of one pass over ResNet-18, and four tenths of one over
 ResNet-50.
 """
 

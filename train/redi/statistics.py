@@ -3,10 +3,10 @@
 A plain cosine between `F_X` and `F_Y` takes every difference alike.  Here three cues say how unusual a place is, each
 in units of what the worst places of good parts reach, so that none drowns the others where it means nothing:
 
-*Angle.*  `a = tan^2` of the angle between `F_X` and `F_Y`, over `1 + E / (2 E_mean)`.  `E` is what it usually is on
-good parts where the recovered features are like these and at this place, a ridge regression of its logarithm.
-Recovery is worse on texture than on plain surfaces, and worse at outlines; what counts is how much worse it is than
-usual.
+*Angle.*  `a = tan^2` of the angle between `F_X` and `F_Y`, over `1 + E / (2 E_mean)`.  `E` is what one minus the cosine
+usually is on good parts where the recovered features are like these and at this place, a ridge regression of its
+logarithm.  Recovery is worse on texture than on plain surfaces, and worse at outlines; what counts is how much worse
+it is than usual.
 
 *Density.*  `g = |S^(-1/2) (x - mu)|^2`: the Mahalanobis distance of `x = F_X / |F_X|` from what good images have at
 this scale (Rippel, Mertens and Merhof 2020 judge whole images so).  `mu` is a polynomial in the place, `S` the
@@ -21,7 +21,7 @@ Together, per place and scale:
 
 with the sign of the cosine, where `A`, `G` and `N` are the means over good images of their worst hundredth.  Each cue
 is first divided by the image's own level of it as far as `train.redi.level` finds that right.  With the angle alone,
-and `A` of 4, this is one minus the cosine.
+and `A` of 4, this is about one minus the cosine.
 
 The core gives, in the place of the features, two vectors in a plane whose cosine is one minus this distance: kernels,
 bundles and stations know nothing of it, and read two channels where there were hundreds.
@@ -48,7 +48,7 @@ SHRINKAGE = 0.01
 #: Penalty of the regression, as a share of a feature's mean square.
 RIDGE = 1e-3
 
-#: The expected angle divides from about this many times its mean on; below, the angle counts as it is.
+#: The expected distance divides from about this many times its mean on; below, the angle counts as it is.
 TOLERATED = 2.0
 
 #: What the worst places of good parts reach in one cue counts like a squared tangent of this.
@@ -60,7 +60,7 @@ FAMILIARITY = 1.5
 #: How far edges reach into the input, as shares of its side.
 EDGES = (1 / 64, 1 / 16)
 
-#: Keeps logarithms of angles finite, and what cues are divided by.
+#: Keeps logarithms of distances finite, and what cues are divided by.
 SMALL = 1e-3
 
 #: Mean variance of unit vectors' components below which they are all one and the same.
@@ -69,8 +69,8 @@ FLAT = 1e-12
 #: Shorter vectors have no direction.
 SHORTEST = 1e-6
 
-#: Keeps the tangent of a right angle finite.
-TINY = 1e-4
+#: Added to the squared cosine that a tangent divides by: beyond an angle of this cosine, all are as good as right ones.
+RIGHT = 0.1**2
 
 #: One scale of some good images: `F_X` and `F_Y`, each `(N, C, h, w)`.
 Pair = tuple[Tensor, Tensor]
@@ -83,7 +83,7 @@ class ScaleStatistics(nn.Module):
         channels: of the scale.
         size: its `(height, width)`.
         density_weight: of `g`; 0: without density.
-        expected: False: without the expected angle.
+        expected: False: without the expected distance.
         level: False: `a` and `g` as they are, however large they are in the whole image.
     """
 
@@ -134,7 +134,7 @@ class ScaleStatistics(nn.Module):
     def _own_angle(self, cosine: Tensor) -> Tensor:
         """Return the same before what was to expect divides it."""
         squared = cosine.square()
-        tangent = (1 - squared).abs() / (squared + TINY)
+        tangent = (1 - squared).abs() / (squared + RIGHT)
         return _levelled(tangent, self.angle_level)
 
     def _unusual(self, x: Tensor, length_x: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ class ScaleStatistics(nn.Module):
         for (_, y), angle in zip(pairs, angles, strict=True):
             terms = place.flatten(1).repeat(1, len(y))
             rows = torch.cat([_columns(F.normalize(y.float(), dim=1)), terms])
-            column = _columns(angle)[0]
+            column = 1 - (1 + _columns(angle)[0]).rsqrt()
             gram, right = gram + rows @ rows.T, right + rows @ (column + SMALL).log()
             count, total = count + len(column), total + float(column.sum())
         channels = self.expected.weight.shape[1]
