@@ -67,6 +67,14 @@ def _level(squares: Tensor) -> Tensor:
     return (squares.float() + SMALL).log().mean((2, 3), keepdim=True)
 
 
+def levelled(cue: Tensor, level: ImageLevel | None) -> Tensor:
+    """Return a cue `(N, 1, h, w)` relative to the image's level of it; without one, as it is."""
+    if level is None:
+        return cue
+    factor: Tensor = level(cue)
+    return cue * factor.square()
+
+
 def worst_of(squares: Tensor) -> Tensor:
     """Return the mean of each image's worst places, `(N,)`."""
     places = squares.float().flatten(1)

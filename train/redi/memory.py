@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.redi.discriminate import Features
-from train.redi.level import ImageLevel
+from train.redi.level import ImageLevel, levelled
 
 #: Channels that the greedy choice compares: a random projection, which keeps distances well enough for it.
 PROJECTED = 64
@@ -54,11 +54,7 @@ class FeatureMemory(nn.Module):
 
     def forward(self, reference: Features) -> Tensor:
         """Return how unfamiliar every place of `F_X` is, float32 `(N, 1, h, w)`, relative to the image's level."""
-        distance = self._distance(joined(reference, self.grid))
-        if self.level is None:
-            return distance
-        factor: Tensor = self.level(distance)
-        return distance * factor.square()
+        return levelled(self._distance(joined(reference, self.grid)), self.level)
 
     def _distance(self, e: Tensor) -> Tensor:
         """Return the squared distance of joined features `(N, C, h, w)` to the nearest entry, `(N, 1, h, w)`."""
@@ -107,7 +103,7 @@ class FeatureMemory(nn.Module):
         self._keep(typical(places, self.nearest.out_channels, projection))
         if self.level is not None:
             self.level.fit(distances)
-            distances = [distance * self.level(distance).square() for distance in distances]
+        distances = [levelled(distance, self.level) for distance in distances]
         self.to(device)
         return distances
 

@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from train.redi.discriminate import Features
 from train.redi.evidence import MarkEvidence
-from train.redi.level import ImageLevel, worst_of
+from train.redi.level import ImageLevel, levelled, worst_of
 from train.redi.memory import FeatureMemory, resized
 
 #: What is added to every eigenvalue of a covariance, as a share of their mean.
@@ -133,13 +133,11 @@ class ScaleStatistics(nn.Module):
 
     def _own_angle(self, cosine: Tensor) -> Tensor:
         """Return the same before what was to expect divides it."""
-        squared = cosine.square()
-        tangent = (1 - squared).abs() / (squared + RIGHT)
-        return _levelled(tangent, self.angle_level)
+        return levelled(_squared_tangent(cosine), self.angle_level)
 
     def _unusual(self, x: Tensor, length_x: Tensor) -> Tensor:
         """Return `g` up to a factor, relative to the image's level, float32 `(N, 1, h, w)`."""
-        return _levelled(self._rare(x, length_x), self.density_level)
+        return levelled(self._rare(x, length_x), self.density_level)
 
     def _rare(self, x: Tensor, length_x: Tensor) -> Tensor:
         """Return the same, whatever the image's level."""
@@ -162,9 +160,7 @@ class ScaleStatistics(nn.Module):
                 self.density_level.fit([self._rare(x.float(), _length(x)) for x, _ in pairs])
         cosines = [_cosine(x, y, _length(x), _length(y)) for x, y in pairs]
         if self.angle_level is not None:
-            level, self.angle_level = self.angle_level, None
-            level.fit([self._own_angle(cosine) for cosine in cosines])
-            self.angle_level = level
+            self.angle_level.fit([_squared_tangent(cosine) for cosine in cosines])
         if self.expects:
             self._fit_expected(pairs, [self._own_angle(cosine) for cosine in cosines])
         cues = [[self._angle(cosine, y.float(), _length(y)) for cosine, (_, y) in zip(cosines, pairs, strict=True)]]
@@ -307,12 +303,9 @@ def _cosine(x: Tensor, y: Tensor, length_x: Tensor, length_y: Tensor) -> Tensor:
     return (x.float() * y.float()).sum(1, keepdim=True) / lengths
 
 
-def _levelled(cue: Tensor, level: ImageLevel | None) -> Tensor:
-    """Return a cue relative to the image's level of it."""
-    if level is None:
-        return cue
-    factor: Tensor = level(cue)
-    return cue * factor.square()
+def _squared_tangent(cosine: Tensor) -> Tensor:
+    squared = cosine.square()
+    return (1 - squared).abs() / (squared + RIGHT)
 
 
 def _columns(f: Tensor) -> Tensor:
