@@ -20,6 +20,9 @@ UNUSUAL = 0.05
 #: Share of an image's places that are its worst.
 WORST = 0.01
 
+#: What the worst places of good parts reach in one cue counts like a squared tangent of this.
+SHARPNESS = 4.0
+
 #: With slopes up to the first nothing is divided, from the second on by the whole level.
 SLOPES = (0.25, 0.75)
 

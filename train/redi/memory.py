@@ -41,7 +41,7 @@ class FeatureMemory(nn.Module):
 
     def __init__(self, scales: Sequence[tuple[int, int, int]], entries: int, level: bool) -> None:
         super().__init__()
-        self.grid = scales[len(scales) // 2][1:]
+        self.grid = middle(scales)
         channels = sum(channels for channels, _, _ in scales)
         # The largest of `2 e b - |b|^2` over the entries `b` is `|e|^2` less the squared distance to the nearest.
         self.nearest = nn.Conv2d(channels, entries, 1)
@@ -52,9 +52,9 @@ class FeatureMemory(nn.Module):
         self.filled: Tensor
         self.register_buffer("filled", torch.zeros(()))
 
-    def forward(self, reference: Features) -> Tensor:
-        """Return how unfamiliar every place of `F_X` is, float32 `(N, 1, h, w)`, relative to the image's level."""
-        return levelled(self._distance(joined(reference, self.grid)), self.level)
+    def forward(self, e: Tensor) -> Tensor:
+        """Return how unfamiliar joined features `(N, C, h, w)` are, float32 `(N, 1, h, w)`, relative to the level."""
+        return levelled(self._distance(e), self.level)
 
     def _distance(self, e: Tensor) -> Tensor:
         """Return the squared distance of joined features `(N, C, h, w)` to the nearest entry, `(N, 1, h, w)`."""
@@ -113,6 +113,11 @@ class FeatureMemory(nn.Module):
         entries = torch.cat([entries, entries[-1:].expand(self.nearest.out_channels - len(entries), -1)])
         self.nearest.weight.copy_(2 * entries[:, :, None, None])
         self.nearest.bias.copy_(-entries.square().sum(1))
+
+
+def middle(scales: Sequence[tuple[int, int, int]]) -> tuple[int, int]:
+    """Return the `(height, width)` that features of all scales are joined at: the middle one's."""
+    return scales[len(scales) // 2][1:]
 
 
 def joined(reference: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:

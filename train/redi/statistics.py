@@ -39,8 +39,8 @@ from torch.nn import functional as F
 
 from train.redi.discriminate import Features
 from train.redi.evidence import MarkEvidence
-from train.redi.level import ImageLevel, levelled, worst_of
-from train.redi.memory import FeatureMemory, resized
+from train.redi.level import SHARPNESS, ImageLevel, levelled, worst_of
+from train.redi.memory import FeatureMemory, joined, middle, resized
 
 #: What is added to every eigenvalue of a covariance, as a share of their mean.
 SHRINKAGE = 0.01
@@ -50,9 +50,6 @@ RIDGE = 1e-3
 
 #: The expected distance divides from about this many times its mean on; below, the angle counts as it is.
 TOLERATED = 2.0
-
-#: What the worst places of good parts reach in one cue counts like a squared tangent of this.
-SHARPNESS = 4.0
 
 #: How much the memory counts: as much as half again of another cue.
 FAMILIARITY = 1.5
@@ -240,6 +237,7 @@ class FeatureStatistics(nn.Module):
         super().__init__()
         self.taken = bool(density_weight) or expected or level or marked or memory > 0
         self.scales = nn.ModuleList(ScaleStatistics(c, (h, w), density_weight, expected, level) for c, h, w in scales)
+        self.grid = middle(scales)
         self.memory = FeatureMemory(scales, memory, level) if memory else None
         self.evidence = MarkEvidence(scales) if marked else None
 
@@ -257,9 +255,12 @@ class FeatureStatistics(nn.Module):
 
     def distances(self, reference: Features, recovered: Features) -> list[Tensor]:
         """Return the distance of every scale, float32 `(N, 1, h, w)`, evidence of marked images in it."""
-        nothing = [None] * len(self.scales)
-        evidence = nothing if self.evidence is None else self.evidence(reference)
-        unfamiliar = nothing if self.memory is None else _at_scales(self.memory(reference), reference)
+        evidence: Sequence[Tensor | None] = [None] * len(self.scales)
+        unfamiliar = evidence
+        if self.memory is not None or self.evidence is not None:
+            e = joined(reference, self.grid)
+            unfamiliar = unfamiliar if self.memory is None else _at_scales(self.memory(e), reference)
+            evidence = evidence if self.evidence is None else self.evidence(e)
         cues = zip(self.scales, reference, recovered, unfamiliar, evidence, strict=True)
         return [scale(x, y, n, e) for scale, x, y, n, e in cues]
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge.cli import progress
+from edge.cli import console, progress
 from train.ckaad.discriminators import PatchDiscriminator
 from train.ckaad.losses import ENERGY_WEIGHT, discriminator_loss, energy_of
 from train.ckaad.phase import DISCRIMINATOR_RATE, GOOD_PER_ANOMALY, still
@@ -20,6 +20,7 @@ from train.distributed import share
 from train.featurecache import FeatureCache
 from train.prepared import PreparedImages
 from train.redi.bank import assign_prompts
+from train.redi.discriminate import Features
 from train.redi.memory import joined, resized, vectors
 from train.redi.model import ReDi
 from train.redi.phases import DiscriminatePhase, batches, halves, spaced
@@ -108,35 +109,31 @@ def take_evidence(model: ReDi, phase: UnionPhase, originals: int, seed: int) -> 
     """Teach the model what marked images have; the first `originals` rows of the good ones are no copies."""
     evidence = model.statistics.evidence
     assert evidence is not None
-    places = evidence.grid[0] * evidence.grid[1]
-    normal = batches(spaced(originals, max(1, GOOD_PLACES // places)))
+    grid, tiles = model.statistics.grid, phase.coarse_tiles
+    places = grid[0] * grid[1]
+    whole = spaced(originals // tiles, max(1, GOOD_PLACES // (places * tiles)))
+    normal = batches((whole[:, None] * tiles + np.arange(tiles)).flatten())
     anomalies = batches(np.arange(phase.coarse_count))
-    good, marked, suspicion = [], [], []
+
+    def look(pair: tuple[Features, Features]) -> tuple[Tensor, Tensor]:
+        reference, recovered = pair[0], model.frb(pair[1])
+        distance = torch.cat([resized(d, grid) for d in model.statistics.distances(reference, recovered)], 1).mean(1)
+        return vectors(joined(reference, grid)).half(), distance.flatten(1).cpu()
+
+    def by_image(looked: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        features, distance = (torch.cat(parts) for parts in zip(*looked, strict=True))
+        return features.reshape(-1, tiles * places, features.shape[2]), distance.reshape(-1, tiles * places)
+
     with progress(transient=True) as bar:
-        task = bar.add_task("learning from marked images", total=len(normal) + len(anomalies), note="")
-        for rows in normal:
-            good.append(vectors(joined(phase.pair(rows)[0], evidence.grid)).half())
-            bar.advance(task)
-        for rows in anomalies:
-            reference, recovered = halves(phase.coarse.get(rows))
-            distances = model.statistics.distances(reference, model.frb(recovered))
-            marked.append(vectors(joined(reference, evidence.grid)))
-            suspicion.append(_suspicion(distances, evidence.grid))
-            bar.advance(task)
-        images = phase.coarse_count // phase.coarse_tiles
+        good = [look(phase.pair(rows)) for rows in bar.track(normal, description="looking at good parts")]
+        marked = [look(halves(phase.coarse.get(rows))) for rows in bar.track(anomalies, description="looking at marks")]
+        task = bar.add_task("learning from marked images", total=None, note="")
         device = evidence.hidden.weight.device
-        evidence.cpu().fit(
-            torch.cat(good).flatten(0, 1),
-            torch.cat(marked).reshape(images, phase.coarse_tiles * places, -1),
-            torch.cat(suspicion).reshape(images, -1),
-            seed,
-        )
+        strength = evidence.cpu().fit(by_image(good), by_image(marked), seed)
         evidence.to(device)
-
-
-def _suspicion(distances: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
-    """Return the distances of all scales, summed, `(N, places)`, in main memory."""
-    return torch.stack([resized(distance, grid).cpu() for distance in distances]).sum(0).flatten(1)
+        bar.remove_task(task)
+    if not strength:
+        console.print("what the marked images teach does not help to tell them from good ones: it is left out")
 
 
 def nearest_prompts(images: PreparedImages, bank: NDArray[np.int64], coarse: PreparedImages) -> NDArray[np.int64]:

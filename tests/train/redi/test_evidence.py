@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from train.redi.discriminate import Features
-from train.redi.evidence import FALSE, HIDDEN, MarkEvidence
-from train.redi.statistics import SHARPNESS, FeatureStatistics, ScaleStatistics
+from train.redi.evidence import FALSE, HIDDEN, STRENGTHS, MarkEvidence
+from train.redi.level import SHARPNESS
+from train.redi.memory import joined, middle
+from train.redi.statistics import FeatureStatistics, ScaleStatistics
 
 SCALES = ((4, 32, 24), (6, 16, 12), (8, 8, 6))
 PLACES = 16 * 12
@@ -43,12 +45,15 @@ def with_defects(seed: int, images: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @functools.cache
 def taught(seed: int = 0) -> MarkEvidence:
-    good = ground(1, 40).flatten(0, 1)
-    marked, _ = with_defects(2, 8)
     evidence = MarkEvidence(SCALES)
-    # What a density makes of them: spots are as unusual as defects.
-    evidence.fit(good, marked, marked.norm(dim=2), seed)
+    marked, _ = with_defects(2, 8)
+    assert evidence.fit(judged(ground(1, 40)), judged(marked), seed) > 0
     return evidence.eval()
+
+
+def judged(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a density makes of places: spots are as unusual as defects."""
+    return vectors, vectors.norm(dim=2) / 20
 
 
 def found(evidence: MarkEvidence, vectors: torch.Tensor) -> torch.Tensor:
@@ -66,7 +71,7 @@ def features(seed: int, images: int = 2) -> Features:
 def test_untaught_it_finds_nothing_and_changes_nothing() -> None:
     evidence = MarkEvidence(SCALES)
     with torch.no_grad():
-        assert [float(e.abs().max()) for e in evidence(features(0))] == [0, 0, 0]
+        assert [float(e.abs().max()) for e in evidence(joined(features(0), middle(SCALES)))] == [0, 0, 0]
         pair = features(1), features(2)
         without, beside = (FeatureStatistics(SCALES, 1.0, True, marked)(*pair) for marked in (False, True))
     for one, other in zip(without, beside, strict=True):
@@ -77,16 +82,39 @@ def test_it_tells_new_defects_from_the_spots_of_good_parts() -> None:
     evidence = taught()
     marked, where = with_defects(5, 20)
     answer = found(evidence, marked)
-    assert (answer[where] > 0).float().mean() > 0.9
+    assert (answer[where] > 0).float().mean() > 0.8
     assert (answer[~where] > 0).float().mean() < 5 * FALSE
     assert (found(evidence, ground(7, 40)) > 0).float().mean() < 5 * FALSE
 
 
-def test_of_the_good_places_it_was_taught_with_hardly_any_is_evidence() -> None:
-    good = ground(1, 40)
-    share = float((found(taught(), good) > 0).double().mean())
-    # The one at the limit may be on either side, as whitening has become part of the layers.
-    assert 0 < share <= FALSE + 1 / len(good)
+def test_the_limit_is_what_good_images_reach_that_were_not_learnt_from() -> None:
+    share = [float((found(taught(), ground(seed, 400)) > 0).double().mean()) for seed in (11, 12)]
+    assert all(FALSE / 10 < each < 5 * FALSE for each in share)
+
+
+def test_marks_that_spoil_the_ranking_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The detector tells these images apart by what is not in their features; what else is on them is chance."""
+    monkeypatch.setattr("train.redi.evidence.FALSE", 0.2)
+    marked = ground(20, 12)
+    seen = marked.norm(dim=2) / 20
+    seen[:, 5:7] = seen.max() + 0.05
+    evidence = MarkEvidence(SCALES)
+    assert evidence.fit(judged(ground(1, 40)), (marked, seen), 0) == 0
+    assert float(found(evidence, marked).max()) == 0
+
+
+def test_marks_of_what_the_detector_sees_already_count_in_full() -> None:
+    """Where images are told apart without them, marks can only be as good, and they say where on the image it is."""
+    marked, where = with_defects(2, 8)
+    seen = judged(marked)[1] + where
+    assert MarkEvidence(SCALES).fit(judged(ground(1, 40)), (marked, seen), 0) == STRENGTHS[0]
+
+
+@pytest.mark.parametrize(("good", "marked"), [(1, 8), (40, 1), (1, 1)])
+def test_a_single_image_leaves_none_to_judge_by(good: int, marked: int) -> None:
+    evidence = MarkEvidence(SCALES)
+    assert evidence.fit(judged(ground(1, good)), judged(with_defects(2, marked)[0]), 0) == 1
+    assert float((found(evidence, ground(1, good)) > 0).double().mean()) <= FALSE + 1 / (good * PLACES)
 
 
 def test_the_same_seed_teaches_the_same_and_leaves_torch_alone() -> None:
@@ -95,20 +123,20 @@ def test_the_same_seed_teaches_the_same_and_leaves_torch_alone() -> None:
     assert not torch.equal(one["hidden.weight"], other["hidden.weight"])
     evidence, rows = MarkEvidence(SCALES), ground(1, 2)
     state = torch.get_rng_state()
-    evidence.fit(rows[0], rows[1:], rows[1:].norm(dim=2), 0)
+    evidence.fit(judged(rows[:1]), judged(rows[1:]), 0)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_features_that_never_vary_are_no_trouble() -> None:
     evidence = MarkEvidence(SCALES)
-    flat = torch.full((500, CHANNELS), 0.2)
-    evidence.fit(flat, flat[:PLACES][None], torch.zeros(1, PLACES), 0)
+    flat = torch.full((3, PLACES, CHANNELS), 0.2)
+    evidence.fit(judged(flat), judged(flat[:2]), 0)
     assert all(value.isfinite().all() for value in evidence.state_dict().values())
-    assert float(found(evidence, flat[:PLACES][None]).max()) == 0
+    assert float(found(evidence, flat).max()) == 0
 
 
 def test_there_is_an_answer_at_every_scale() -> None:
-    assert [tuple(e.shape) for e in MarkEvidence(SCALES)(features(4))] == [
+    assert [tuple(e.shape) for e in MarkEvidence(SCALES)(joined(features(4), middle(SCALES)))] == [
         (2, 1, height, width) for _, height, width in SCALES
     ]
 
@@ -138,11 +166,11 @@ def test_it_is_small_beside_the_network() -> None:
 
 def test_a_mark_of_a_tiled_image_is_in_one_of_its_tiles() -> None:
     """Two tiles an image: a defect in one of them does not make the other one defective."""
-    good = ground(1, 40).flatten(0, 1)
-    first, _ = with_defects(2, 8)
-    marked = torch.cat([first, ground(3, 8)], 1)
+    good = ground(1, 40).view(20, 2 * PLACES, CHANNELS)
+    first, _ = with_defects(2, 24)
+    marked = torch.cat([first, ground(3, 24)], 1)
     evidence = MarkEvidence(SCALES)
-    evidence.fit(good, marked, marked.norm(dim=2), 0)
+    evidence.fit(judged(good), judged(marked), 0)
     defects, where = with_defects(5, 20)
-    assert (found(evidence, defects)[where] > 0).float().mean() > 0.8
+    assert (found(evidence, defects)[where] > 0).float().mean() > 0.6
     assert (found(evidence, ground(9, 20)) > 0).float().mean() < 5 * FALSE

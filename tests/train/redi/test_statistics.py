@@ -12,15 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from train.redi.discriminate import Features
+from train.redi.level import SHARPNESS, WORST
 from train.redi.level import SMALL as LEVEL_SMALL
-from train.redi.level import WORST
 from train.redi.memory import joined, resized, vectors
 from train.redi.statistics import (
     EDGES,
     FAMILIARITY,
     RIDGE,
     RIGHT,
-    SHARPNESS,
     SHRINKAGE,
     SMALL,
     TOLERATED,
@@ -300,7 +299,7 @@ def test_what_comes_out_is_as_far_apart_as_the_distance_says(dtype: torch.dtype)
             )
         assert all(each.dtype == dtype for each in outputs)
         with torch.no_grad():
-            n = statistics.memory(reference)
+            n = statistics.memory(joined(reference, statistics.grid))
         for level, scale in enumerate(statistics.scales):
             assert isinstance(scale, ScaleStatistics)
             with torch.no_grad():

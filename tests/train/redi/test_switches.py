@@ -18,6 +18,7 @@ from train.commands.export import main as export
 from train.commands.run import main as run
 from train.redi.bank import random_prompts
 from train.redi.evidence import MarkEvidence
+from train.redi.memory import joined
 from train.runfolder import RunFolder
 from train.trained import TrainedModel, load_trained
 
@@ -153,13 +154,14 @@ def test_what_was_marked_is_found_on_other_parts(
 ) -> None:
     """The evidence, at places where it was taught there is a defect, and at all others."""
     _, model = trained
-    evidence, scorer = model.model.statistics.evidence, model.scorer()
-    assert isinstance(evidence, MarkEvidence)
+    statistics, scorer = model.model.statistics, model.scorer()
+    assert isinstance(statistics.evidence, MarkEvidence)
 
     def largest(path: Path) -> float:
         scorer.features(read_image(path))
         with torch.no_grad():
-            found = evidence(model.model.phi(torch.from_numpy(scorer._prepare.x)[None]))
+            features = model.model.phi(torch.from_numpy(scorer._prepare.x)[None])
+            found = statistics.evidence(joined(features, statistics.grid))
         return max(float(e.max()) for e in found)
 
     good = [largest(path) for path in sorted(tiny_photos.iterdir())]
