@@ -78,6 +78,13 @@ def levelled(cue: Tensor, level: ImageLevel | None) -> Tensor:
     return cue * factor.square()
 
 
+def related(cues: Sequence[Tensor], level: ImageLevel | None) -> list[Tensor]:
+    """Set the level, if there is one, from good images' cues, and return them relative to it."""
+    if level is not None:
+        level.fit(cues)
+    return [levelled(cue, level) for cue in cues]
+
+
 def worst_of(squares: Tensor) -> Tensor:
     """Return the mean of each image's worst places, `(N,)`."""
     places = squares.float().flatten(1)

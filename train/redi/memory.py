@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.redi.discriminate import Features
-from train.redi.level import ImageLevel, levelled
+from train.redi.level import ImageLevel, levelled, related
 
 #: Channels that the greedy choice compares: a random projection, which keeps distances well enough for it.
 PROJECTED = 64
@@ -101,9 +101,7 @@ class FeatureMemory(nn.Module):
                 both.append(self._distance(e))
             distances.append(torch.where(of_odd[:, None, None, None], both[0], both[1]))
         self._keep(typical(places, self.nearest.out_channels, projection))
-        if self.level is not None:
-            self.level.fit(distances)
-        distances = [levelled(distance, self.level) for distance in distances]
+        distances = related(distances, self.level)
         self.to(device)
         return distances
 

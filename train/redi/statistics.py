@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from train.redi.discriminate import Features
 from train.redi.evidence import MarkEvidence
-from train.redi.level import SHARPNESS, ImageLevel, levelled, worst_of
+from train.redi.level import SHARPNESS, ImageLevel, levelled, related, worst_of
 from train.redi.memory import FeatureMemory, joined, middle, resized
 
 #: What is added to every eigenvalue of a covariance, as a share of their mean.
@@ -114,30 +114,22 @@ class ScaleStatistics(nn.Module):
         """
         length_x, length_y = _length(x), _length(y)
         cosine = _cosine(x, y, length_x, length_y)
-        total = self.units[0].float() * self._angle(cosine, y, length_y)
+        angle = levelled(_squared_tangent(cosine), self.angle_level)
+        total = self.units[0].float() * self._unexpected(angle, y, length_y)
         if self.weight:
-            total = total + self.units[1].float() * self._unusual(x, length_x)
+            total = total + self.units[1].float() * levelled(self._rare(x, length_x), self.density_level)
         if unfamiliar is not None:
             total = total + self.units[2].float() * unfamiliar.float().square()
         if evidence is not None:
             total = total + SHARPNESS * evidence.float().square()
         return 1 - cosine.sign() * (1 + total).rsqrt()
 
-    def _angle(self, cosine: Tensor, y: Tensor, length_y: Tensor) -> Tensor:
-        """Return `a`, float32 `(N, 1, h, w)`."""
-        angle = self._own_angle(cosine)
+    def _unexpected(self, angle: Tensor, y: Tensor, length_y: Tensor) -> Tensor:
+        """Return `a`, float32 `(N, 1, h, w)`, of an angle relative to the image's level."""
         return angle / (1 + self._usual(y, length_y) / TOLERATED) if self.expects else angle
 
-    def _own_angle(self, cosine: Tensor) -> Tensor:
-        """Return the same before what was to expect divides it."""
-        return levelled(_squared_tangent(cosine), self.angle_level)
-
-    def _unusual(self, x: Tensor, length_x: Tensor) -> Tensor:
-        """Return `g` up to a factor, relative to the image's level, float32 `(N, 1, h, w)`."""
-        return levelled(self._rare(x, length_x), self.density_level)
-
     def _rare(self, x: Tensor, length_x: Tensor) -> Tensor:
-        """Return the same, whatever the image's level."""
+        """Return `g` up to a factor, whatever the image's level, float32 `(N, 1, h, w)`."""
         usual = length_x * self.centre(self.polynomial.to(x.dtype)).float()
         whitened: Tensor = self.density(x).float() - usual
         return whitened.square().sum(1, keepdim=True) / length_x.clamp_min(SHORTEST).square()
@@ -151,18 +143,16 @@ class ScaleStatistics(nn.Module):
     @torch.no_grad()
     def fit(self, pairs: Sequence[Pair], unfamiliar: Sequence[Tensor] | None = None) -> None:
         """Set the statistics from batches of good images, and how unfamiliar they are to a memory of others."""
+        rare: list[Tensor] = []
         if self.weight:
             self._fit_density([x for x, _ in pairs])
-            if self.density_level is not None:
-                self.density_level.fit([self._rare(x.float(), _length(x)) for x, _ in pairs])
-        cosines = [_cosine(x, y, _length(x), _length(y)) for x, y in pairs]
-        if self.angle_level is not None:
-            self.angle_level.fit([_squared_tangent(cosine) for cosine in cosines])
+            rare = related([self._rare(x.float(), _length(x)) for x, _ in pairs], self.density_level)
+        squared = [_squared_tangent(_cosine(x, y, _length(x), _length(y))) for x, y in pairs]
+        angles = related(squared, self.angle_level)
         if self.expects:
-            self._fit_expected(pairs, [self._own_angle(cosine) for cosine in cosines])
-        cues = [[self._angle(cosine, y.float(), _length(y)) for cosine, (_, y) in zip(cosines, pairs, strict=True)]]
-        cues.append([self._unusual(x.float(), _length(x)) for x, _ in pairs] if self.weight else [])
-        cues.append([n.square() for n in unfamiliar or []])
+            self._fit_expected(pairs, angles)
+        angles = [self._unexpected(a, y.float(), _length(y)) for a, (_, y) in zip(angles, pairs, strict=True)]
+        cues = [angles, rare, [n.square() for n in unfamiliar or []]]
         weights = (1.0, self.weight, FAMILIARITY)
         for place, (cue, weight) in enumerate(zip(cues, weights, strict=True)):
             worst = torch.cat([worst_of(values) for values in cue]).mean() if cue else torch.inf
