@@ -42,6 +42,7 @@ DEFAULT_GRID: dict[str, list[str]] = {
     "no expected distance": ["--no-expected"],
     "no level": ["--no-level"],
     "no memory": ["--memory", "0"],
+    "no drawn defects": ["--no-drawn"],
     "no turned copies": ["--turned", "none"],
     "altered copies": ["--altered"],
 }
@@ -51,7 +52,7 @@ _WHERE = {"out", "device", "threads", "restart"}
 
 #: Arguments that the FRB does not depend on, those that recover does not either, and those that features learnt with
 #: `--weights self` do not.
-_AFTER_FRB = {"density_weight", "no_expected", "no_level", "memory"}
+_AFTER_FRB = {"density_weight", "no_expected", "no_level", "memory", "no_drawn"}
 _AFTER_RECOVER = {"correlation_weight", "coarse", "no_evidence", "no_frb", *_AFTER_FRB}
 _AFTER_PHI = {"map", "prompt", "prompts", "turned", "altered", *_AFTER_RECOVER}
 

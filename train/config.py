@@ -26,7 +26,8 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     one of `BACKBONES`, or `auto`, as the weights say.  The size of `input` counts: its order and normalisation follow
     the backbone.  `turned` is `auto`, `none` or names of `train.variants.TRANSFORMS` with commas between; `altered` has
     copies with altered maps teach recovery.  `density_weight`, `expected`, `level` and `memory` are of
-    `train.redi.statistics`.  `coarse` is a folder of images that show a defect somewhere, or `split`; with `evidence`,
+    `train.redi.statistics`; with `drawn`, ReDi also looks for what defects that are drawn onto good images have
+    (`train.redi.drawn`).  `coarse` is a folder of images that show a defect somewhere, or `split`; with `evidence`,
     ReDi also looks for what they show (`train.redi.evidence`).  `layers`, of the backbone, are those that `ckaad` and
     `recon` compare.
 
@@ -57,6 +58,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expected: bool = True
     level: bool = True
     memory: int = 768
+    drawn: bool = True
     evidence: bool = True
     turned: str = "auto"
     altered: bool = False

@@ -49,21 +49,22 @@ class PreparedImages:
     @property
     def origins(self) -> NDArray[np.int64]:
         """Which image each row is a tile of, `(N,)`."""
-        return np.arange(len(self)) % self._block // self.tiles
+        return np.arange(len(self)) % self.originals // self.tiles
 
     @property
     def plain(self) -> NDArray[np.int64]:
         """The rows whose `H` and `X` belong together, `(M,)`: those that may prompt."""
         whole = np.array([block != "altered" for block in self.blocks])
-        return np.flatnonzero(whole[np.arange(len(self)) // self._block])
+        return np.flatnonzero(whole[np.arange(len(self)) // self.originals])
 
     @property
-    def _block(self) -> int:
+    def originals(self) -> int:
+        """How many rows are images as they are, the first of them; as many are in every block."""
         return len(self) // len(self.blocks)
 
     def row_name(self, row: int) -> str:
         """Return the file's name, and where it has several tiles, which one this is."""
-        block, place = divmod(int(row), self._block)
+        block, place = divmod(int(row), self.originals)
         image, tile = divmod(place, self.tiles)
         name = self.names[image] if self.tiles == 1 else f"{self.names[image]}#{tile}"
         return f"{name} ({self.blocks[block]})" if self.blocks[block] else name

@@ -161,6 +161,9 @@ def settings_parser() -> argparse.ArgumentParser:
         help="typical features of good parts that every place is compared with; 0: none (768)",
     )
     ablations.add_argument(
+        "--no-drawn", action="store_true", help="do not learn from defects that are drawn onto good images"
+    )
+    ablations.add_argument(
         "--no-evidence", action="store_true", help="let --coarse teach the FRB alone, and do not look for what it shows"
     )
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if there is one")
@@ -265,6 +268,7 @@ def run_settings(args: argparse.Namespace, input_spec: InputSpec, canvas: Canvas
         frb=not args.no_frb,
         density_weight=args.density_weight,
         memory=args.memory,
+        drawn=not args.no_drawn,
         expected=not args.no_expected,
         level=not args.no_level,
         evidence=not args.no_evidence,

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from rich.progress import Progress
-from torch import Tensor
 
-from edge.cli import progress
 from edge.errors import TrainingError
 from edge.frames import F32
 from train.agreement import on_leader
@@ -21,9 +16,9 @@ from train.config import TrainConfig
 from train.detector import Bank, Method
 from train.prepared import PreparedImages
 from train.redi.bank import assign_prompts, k_centre, random_prompts
-from train.redi.memory import joined, vectors
 from train.redi.model import ReDi
-from train.redi.phases import DiscriminatePhase, RecoverPhase, batches, encode_bank, spaced
+from train.redi.phases import DiscriminatePhase, RecoverPhase, encode_bank
+from train.redi.take import take_drawn, take_statistics
 from train.redi.union import UnionPhase, nearest_prompts, take_evidence
 from train.trainer import Trainer
 from train.variants import admissible, describe, with_variants
@@ -31,17 +26,17 @@ from train.variants import admissible, describe, with_variants
 #: Epochs of the FRB, for each epoch of recover.
 DISCRIMINATE_EPOCHS = 1.6
 
-#: In a timed run: recover's share of the time that is left; the FRB gets the rest.
+#: In a timed run: recover's share of the time that trains; the FRB gets the rest.
 RECOVER_SHARE = 0.42
+
+#: In a timed run: what is kept for all that comes after, in seconds, and as a share of the time left at most.
+AFTER_SECONDS, AFTER_SHARE = 120.0, 0.25
+
+#: Runs of this length, in steps of recover or in minutes, learn from drawn defects in full, shorter ones in proportion.
+FULL_STEPS, FULL_MINUTES = 100, 5.0
 
 #: In a timed run: share of the FRB's time that computing the features of turned and altered copies may take.
 COPIES_SHARE = 0.2
-
-#: Rows that statistics are taken of; at 256² one has 256 places even at the coarsest scale.
-STATISTICS_ROWS = 64
-
-#: Rows whose places are remembered, and how many places in all are looked at for that.
-MEMORY_ROWS, MEMORY_PLACES = 400, 60_000
 
 
 def build(config: TrainConfig, backbone: Backbone) -> ReDi:
@@ -57,6 +52,7 @@ def build(config: TrainConfig, backbone: Backbone) -> ReDi:
         level=config.level,
         memory=config.memory,
         marked=config.coarse is not None and config.evidence,
+        drawn=config.drawn,
     )
 
 
@@ -88,9 +84,11 @@ def fit(trainer: Trainer, model: ReDi, images: PreparedImages, coarse: PreparedI
     if config.frb:
         _discriminate(trainer, phase, images)
     if model.statistics.taken:
-        _take_statistics(model, phase, images, config.seed)
-    if isinstance(phase, UnionPhase) and model.statistics.evidence is not None:
-        take_evidence(model, phase, _originals(images), config.seed)
+        take_statistics(model, phase, images, config.seed)
+    if model.statistics.drawn is not None:
+        take_drawn(model, phase, images, _effort(trainer, images), config.seed)
+    if isinstance(phase, UnionPhase) and model.statistics.marks is not None:
+        take_evidence(model, phase, images.originals, config.seed)
     if config.prompt == "none":
         return None
     return Bank(
@@ -123,24 +121,38 @@ def _recover(
     trainer: Trainer, model: ReDi, images: PreparedImages, bank: NDArray[np.int64], prompts: NDArray[np.int64]
 ) -> None:
     phase = RecoverPhase(model, images, bank, prompts)
-    share = RECOVER_SHARE if trainer.config.frb else 1.0
-    plan = trainer.plan(_originals(images), REDI.epochs, share)
+    share = _training_share(trainer) * (RECOVER_SHARE if trainer.config.frb else 1.0)
+    plan = trainer.plan(images.originals, REDI.epochs, share)
     trainer.run_phase(phase, len(images), plan, salt=2)
 
 
 def _discriminate(trainer: Trainer, phase: DiscriminatePhase, images: PreparedImages) -> None:
     """Train the FRB; what does not change of its inputs is computed first, unless it was trained already."""
-    originals, rows = _originals(images), len(images)
+    originals, rows = images.originals, len(images)
     if phase.name not in trainer.finished:
         begin = time.monotonic()
         phase.cache.fill(trainer.config.batch, 0, originals)
         seconds = time.monotonic() - begin
-        left = trainer.plan(originals, REDI.epochs, 1.0).seconds
+        left = trainer.plan(originals, REDI.epochs, _training_share(trainer)).seconds
         if left is not None:
             rows = originals * on_leader(lambda: _affordable(len(images.blocks), seconds, left))
         phase.cache.fill(trainer.config.batch, originals, rows)
-    plan = trainer.plan(originals, REDI.epochs, 1.0, times=DISCRIMINATE_EPOCHS)
+    plan = trainer.plan(originals, REDI.epochs, _training_share(trainer), times=DISCRIMINATE_EPOCHS)
     trainer.run_phase(phase, rows, plan, salt=3)
+
+
+def _training_share(trainer: Trainer) -> float:
+    """Return how much of the time that is left in a timed run there is to train; what comes after takes the rest."""
+    return 1 - min(AFTER_SHARE, AFTER_SECONDS / max(trainer.budget.left(), 1.0))
+
+
+def _effort(trainer: Trainer, images: PreparedImages) -> float:
+    """Return how much of the usual work to put into drawn defects: 1, or less after a very short training."""
+    steps, minutes = trainer.plan(images.originals, REDI.epochs, 1.0).steps, trainer.config.minutes
+    if minutes is not None:
+        return min(1.0, minutes / FULL_MINUTES)
+    assert steps is not None
+    return min(1.0, steps / FULL_STEPS)
 
 
 def _affordable(blocks: int, seconds: float, left: float) -> int:
@@ -149,48 +161,6 @@ def _affordable(blocks: int, seconds: float, left: float) -> int:
     Turned copies are worth less than steps: in a short run they would leave no time to learn from anything.
     """
     return min(blocks, 1 + int(COPIES_SHARE * left / max(seconds, 1e-6)))
-
-
-def _take_statistics(model: ReDi, phase: DiscriminatePhase, images: PreparedImages, seed: int) -> None:
-    """Fit the statistics to good images as they are, up to `STATISTICS_ROWS` of them, evenly spaced."""
-    parts = batches(spaced(_originals(images), STATISTICS_ROWS))
-    pairs, unfamiliar = [], []
-    with progress(transient=True) as bar, torch.no_grad():
-        for part in bar.track(parts, description="taking statistics"):
-            reference, recovered = phase.pair(part)
-            pairs.append((reference, model.frb(recovered)))
-        memory = model.statistics.memory
-        if memory is not None:
-            places, owners = _good_places(phase, images, memory.grid, seed, bar)
-            task = bar.add_task("remembering good parts", total=None, note="")
-            looked_at = [
-                (reference, torch.from_numpy(images.origins[part]))
-                for (reference, _), part in zip(pairs, parts, strict=True)
-            ]
-            unfamiliar = memory.fit(places, owners, looked_at, seed)
-            bar.remove_task(task)
-        model.statistics.fit(pairs, unfamiliar)
-
-
-def _good_places(
-    phase: DiscriminatePhase, images: PreparedImages, grid: tuple[int, int], seed: int, bar: Progress
-) -> tuple[Tensor, Tensor]:
-    """Return joined features of good places, fp16 `(P, C)`, as many of every image, and which image each is of."""
-    rows = spaced(_originals(images), MEMORY_ROWS)
-    share = math.ceil(MEMORY_PLACES / len(rows))
-    generator = torch.Generator().manual_seed(seed)
-    places, owners = [], []
-    for part in bar.track(batches(rows), description="looking at good parts"):
-        for row, found in zip(part, vectors(joined(phase.pair(part)[0], grid)), strict=True):
-            picked = found[torch.randperm(len(found), generator=generator)[:share]]
-            places.append(picked.half())
-            owners.append(torch.full((len(picked),), int(images.origins[row])))
-    return torch.cat(places), torch.cat(owners)
-
-
-def _originals(images: PreparedImages) -> int:
-    """Return how many rows are images as they are: an epoch is as many steps as they make, turned copies or not."""
-    return len(images) // len(images.blocks)
 
 
 REDI = Method(
@@ -205,6 +175,7 @@ REDI = Method(
         "coarse",
         "correlation_weight",
         "density_weight",
+        "drawn",
         "evidence",
         "expected",
         "frb",

@@ -33,6 +33,7 @@ class ReDi(Detector):
         level: False takes angles and rare features as they are, however rough the whole part is.
         memory: how many typical features of good parts places are compared with.
         marked: True looks for what marked images have, too, `train.redi.evidence`.
+        drawn: True looks for what drawn defects have, too, `train.redi.drawn`.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ReDi(Detector):
         level: bool = True,
         memory: int = 0,
         marked: bool = False,
+        drawn: bool = False,
     ) -> None:
         super().__init__()
         self.input_spec, self.map_spec, self.prompt = input_spec, map_spec, prompt
@@ -57,7 +59,7 @@ class ReDi(Detector):
         self.recover = Recover(map_channels(map_spec), map_spec.cell, cells, prompted=prompt != "none")
         self.frb = FeatureRecoveryBlock(backbone.channels) if frb else nn.Identity()
         scales = compare_spec(input_spec, backbone.scales).scales
-        self.statistics = FeatureStatistics(scales, density_weight, expected, marked, level, memory)
+        self.statistics = FeatureStatistics(scales, density_weight, expected, marked, level, memory, drawn)
 
     @property
     def learnt(self) -> dict[str, nn.Module]:

@@ -26,7 +26,8 @@ and `A` of 4, this is about one minus the cosine.
 The core gives, in the place of the features, two vectors in a plane whose cosine is one minus this distance: kernels,
 bundles and stations know nothing of it, and read two channels where there were hundreds.
 
-Where there are marked images, `train.redi.evidence` finds what they have: its square is added to the three.
+What `train.redi.evidence` finds, of drawn defects and of what marked images have, where there are any, adds four times
+its square to the sum.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.redi.discriminate import Features
-from train.redi.evidence import MarkEvidence
+from train.redi.drawn import DrawnEvidence
+from train.redi.evidence import Evidence, MarkEvidence
 from train.redi.level import SHARPNESS, ImageLevel, levelled, related, worst_of
 from train.redi.memory import FeatureMemory, joined, middle, resized
 
@@ -110,7 +112,7 @@ class ScaleStatistics(nn.Module):
     def forward(self, x: Tensor, y: Tensor, unfamiliar: Tensor | None = None, evidence: Tensor | None = None) -> Tensor:
         """Return the distance of `x` and `y`, `(N, C, h, w)`, at every place: float32 `(N, 1, h, w)`, 0 to 2.
 
-        `unfamiliar` is `n`, and `evidence` that of a defect, `(N, 1, h, w)`.
+        `unfamiliar` is `n`, and `evidence` the square of that of a defect, `(N, 1, h, w)`.
         """
         length_x, length_y = _length(x), _length(y)
         cosine = _cosine(x, y, length_x, length_y)
@@ -121,7 +123,7 @@ class ScaleStatistics(nn.Module):
         if unfamiliar is not None:
             total = total + self.units[2].float() * unfamiliar.float().square()
         if evidence is not None:
-            total = total + SHARPNESS * evidence.float().square()
+            total = total + SHARPNESS * evidence.float()
         return 1 - cosine.sign() * (1 + total).rsqrt()
 
     def _unexpected(self, angle: Tensor, y: Tensor, length_y: Tensor) -> Tensor:
@@ -213,6 +215,7 @@ class FeatureStatistics(nn.Module):
         level: see `ScaleStatistics`.
         memory: how many typical features are kept; 0: none, without that cue.
         marked: there is evidence of marked images to count, too.
+        drawn: there is evidence of drawn defects to count, too.
     """
 
     def __init__(
@@ -223,13 +226,15 @@ class FeatureStatistics(nn.Module):
         marked: bool = False,
         level: bool = True,
         memory: int = 0,
+        drawn: bool = False,
     ) -> None:
         super().__init__()
-        self.taken = bool(density_weight) or expected or level or marked or memory > 0
+        self.taken = bool(density_weight) or expected or level or marked or memory > 0 or drawn
         self.scales = nn.ModuleList(ScaleStatistics(c, (h, w), density_weight, expected, level) for c, h, w in scales)
         self.grid = middle(scales)
         self.memory = FeatureMemory(scales, memory, level) if memory else None
-        self.evidence = MarkEvidence(scales) if marked else None
+        self.marks = MarkEvidence(scales) if marked else None
+        self.drawn = DrawnEvidence(scales) if drawn else None
 
     def channels(self, scale: int) -> int:
         """Return how many channels come out of one scale that has so many."""
@@ -244,13 +249,16 @@ class FeatureStatistics(nn.Module):
         return (*(x.to(dtype) for x, _ in planes), *(y.to(dtype) for _, y in planes))
 
     def distances(self, reference: Features, recovered: Features) -> list[Tensor]:
-        """Return the distance of every scale, float32 `(N, 1, h, w)`, evidence of marked images in it."""
-        evidence: Sequence[Tensor | None] = [None] * len(self.scales)
-        unfamiliar = evidence
-        if self.memory is not None or self.evidence is not None:
+        """Return the distance of every scale, float32 `(N, 1, h, w)`, all evidence in it."""
+        none: list[Tensor | None] = [None] * len(self.scales)
+        unfamiliar = evidence = none
+        finders: list[Evidence] = [finder for finder in (self.drawn, self.marks) if finder is not None]
+        if self.memory is not None or finders:
             e = joined(reference, self.grid)
-            unfamiliar = unfamiliar if self.memory is None else _at_scales(self.memory(e), reference)
-            evidence = evidence if self.evidence is None else self.evidence(e)
+            if self.memory is not None:
+                unfamiliar = [*_at_scales(self.memory(e), reference)]
+            if finders:
+                evidence = [sum(squares[1:], squares[0]) for squares in zip(*(f(e) for f in finders), strict=True)]
         cues = zip(self.scales, reference, recovered, unfamiliar, evidence, strict=True)
         return [scale(x, y, n, e) for scale, x, y, n, e in cues]
 

@@ -24,11 +24,9 @@ from train.redi.discriminate import Features
 from train.redi.memory import joined, resized, vectors
 from train.redi.model import ReDi
 from train.redi.phases import DiscriminatePhase, batches, halves, spaced
+from train.redi.places import GOOD_PLACES
 from train.redi.recover import PromptFeatures
 from train.trainer import Update
-
-#: Places of good images that evidence is learnt from, at most: about 200 images of 256².
-GOOD_PLACES = 200_000
 
 
 class UnionPhase(DiscriminatePhase):
@@ -107,7 +105,7 @@ class UnionPhase(DiscriminatePhase):
 @torch.no_grad()
 def take_evidence(model: ReDi, phase: UnionPhase, originals: int, seed: int) -> None:
     """Teach the model what marked images have; the first `originals` rows of the good ones are no copies."""
-    evidence = model.statistics.evidence
+    evidence = model.statistics.marks
     assert evidence is not None
     grid, tiles = model.statistics.grid, phase.coarse_tiles
     places = grid[0] * grid[1]

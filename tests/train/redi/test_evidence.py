@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from train.redi.discriminate import Features
-from train.redi.evidence import FALSE, HIDDEN, STRENGTHS, MarkEvidence
+from train.redi.evidence import STRENGTHS, MarkEvidence
 from train.redi.level import SHARPNESS
 from train.redi.memory import joined, middle
+from train.redi.places import FALSE, HIDDEN
 from train.redi.statistics import FeatureStatistics, ScaleStatistics
 
 SCALES = ((4, 32, 24), (6, 16, 12), (8, 8, 6))
@@ -94,7 +95,7 @@ def test_the_limit_is_what_good_images_reach_that_were_not_learnt_from() -> None
 
 def test_marks_that_spoil_the_ranking_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The detector tells these images apart by what is not in their features; what else is on them is chance."""
-    monkeypatch.setattr("train.redi.evidence.FALSE", 0.2)
+    monkeypatch.setattr("train.redi.places.FALSE", 0.2)
     marked = ground(20, 12)
     seen = marked.norm(dim=2) / 20
     seen[:, 5:7] = seen.max() + 0.05
@@ -151,7 +152,8 @@ def test_its_square_adds_to_the_other_cues(density_weight: float) -> None:
 
     def cosine(with_evidence: torch.Tensor | None = None) -> np.ndarray:
         with torch.no_grad():
-            return 1 - statistics(x, y, evidence=with_evidence)[:, 0].double().numpy()
+            square = None if with_evidence is None else with_evidence.square()
+            return 1 - statistics(x, y, evidence=square)[:, 0].double().numpy()
 
     # `1 + …` of what there is already, then as much more as the worst of good parts for an evidence of one.
     usual = 1 / cosine() ** 2

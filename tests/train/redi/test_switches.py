@@ -87,6 +87,7 @@ def unseen(folder: Path) -> list[np.ndarray]:
         (["--coarse", "SCRATCHED"], {"x", "h", "prompt_key", "prompt_value"}),
         (["--coarse", "SCRATCHED", "--density-weight", "0", "--no-expected"], {"x", "h", "prompt_key", "prompt_value"}),
         (["--coarse", "SCRATCHED", "--tiles", "1x2"], {"x", "h", "prompt_key", "prompt_value"}),
+        (["--no-drawn", "--no-level"], {"x", "h", "prompt_key", "prompt_value"}),
     ],
     indirect=["trained"],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -155,23 +156,35 @@ def test_what_was_marked_is_found_on_other_parts(
     """The evidence, at places where it was taught there is a defect, and at all others."""
     _, model = trained
     statistics, scorer = model.model.statistics, model.scorer()
-    assert isinstance(statistics.evidence, MarkEvidence)
+    assert isinstance(statistics.marks, MarkEvidence)
 
     def largest(path: Path) -> float:
         scorer.features(read_image(path))
         with torch.no_grad():
             features = model.model.phi(torch.from_numpy(scorer._prepare.x)[None])
-            found = statistics.evidence(joined(features, statistics.grid))
+            found = statistics.marks(joined(features, statistics.grid))
         return max(float(e.max()) for e in found)
 
     good = [largest(path) for path in sorted(tiny_photos.iterdir())]
     assert min(largest(path) for path in scratched.iterdir()) > max(good)
 
 
+@pytest.mark.parametrize("trained", [["--no-evidence"]], indirect=True)
+def test_drawn_defects_are_learnt_unless_they_are_left_out(trained: tuple[Path, TrainedModel]) -> None:
+    drawn = trained[1].model.statistics.drawn
+    assert drawn is not None
+    assert float(drawn.verdict.weight.detach().abs().max()) > 0
+
+
+@pytest.mark.parametrize("trained", [["--no-drawn", "--no-level"]], indirect=True)
+def test_without_drawn_defects_there_is_nothing_of_them_in_the_core(trained: tuple[Path, TrainedModel]) -> None:
+    assert trained[1].model.statistics.drawn is None
+
+
 @pytest.mark.parametrize("trained", [["--coarse", "SCRATCHED", "--no-evidence"]], indirect=True)
 def test_without_evidence_marks_teach_the_frb_alone(trained: tuple[Path, TrainedModel]) -> None:
     out, model = trained
-    assert model.model.statistics.evidence is None
+    assert model.model.statistics.marks is None
     assert "discriminate-coarse" in RunFolder(out).read_json("run.json")["phases"]
 
 

@@ -1,0 +1,123 @@
+"""What is taken of good parts once both stages are trained: statistics, memory, and what drawn defects teach."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+from torch.nn import functional as F
+
+from edge.cli import progress
+from train.prepared import PreparedImages
+from train.pseudo import PseudoAnomalies
+from train.redi.drawn import Shown
+from train.redi.memory import joined, vectors
+from train.redi.model import ReDi
+from train.redi.phases import DiscriminatePhase, batches, spaced
+from train.redi.places import GOOD_PLACES
+
+#: Rows that statistics are taken of; at 256² one has 256 places even at the coarsest scale.
+STATISTICS_ROWS = 64
+
+#: Rows whose places are remembered, and how many places in all are looked at for that.
+MEMORY_ROWS, MEMORY_PLACES = 400, 60_000
+
+#: Images that are drawn on, with one to so many defects each, and steps of learning from them.
+DRAWN, DEFECTS, STEPS = 1200, 3, 3000
+
+#: Share of a place that defects must cover to be learnt there, and how many places around are neither good nor defects.
+COVERED, AROUND = 0.1, 2
+
+#: Places that are kept of each of these images, of its defects, and of what is good about it, at most.
+KEPT = 64
+
+
+def take_statistics(model: ReDi, phase: DiscriminatePhase, images: PreparedImages, seed: int) -> None:
+    """Fit the statistics to good images as they are, up to `STATISTICS_ROWS` of them, evenly spaced."""
+    parts = batches(spaced(images.originals, STATISTICS_ROWS))
+    pairs, unfamiliar = [], []
+    with progress(transient=True) as bar, torch.no_grad():
+        for part in bar.track(parts, description="taking statistics"):
+            reference, recovered = phase.pair(part)
+            pairs.append((reference, model.frb(recovered)))
+        memory = model.statistics.memory
+        if memory is not None:
+            places, owners = _good_places(phase, images, memory.grid, seed, bar)
+            task = bar.add_task("remembering good parts", total=None, note="")
+            looked_at = [
+                (reference, torch.from_numpy(images.origins[part]))
+                for (reference, _), part in zip(pairs, parts, strict=True)
+            ]
+            unfamiliar = memory.fit(places, owners, looked_at, seed)
+            bar.remove_task(task)
+        model.statistics.fit(pairs, unfamiliar)
+
+
+def _good_places(
+    phase: DiscriminatePhase, images: PreparedImages, grid: tuple[int, int], seed: int, bar: Progress
+) -> tuple[Tensor, Tensor]:
+    """Return joined features of good places, fp16 `(P, C)`, as many of every image, and which image each is of."""
+    rows = spaced(images.originals, MEMORY_ROWS)
+    share = math.ceil(MEMORY_PLACES / len(rows))
+    generator = torch.Generator().manual_seed(seed)
+    places, owners = [], []
+    for part in bar.track(batches(rows), description="looking at good parts"):
+        for row, found in zip(part, vectors(joined(phase.pair(part)[0], grid)), strict=True):
+            picked = found[torch.randperm(len(found), generator=generator)[:share]]
+            places.append(picked.half())
+            owners.append(torch.full((len(picked),), int(images.origins[row])))
+    return torch.cat(places), torch.cat(owners)
+
+
+@torch.no_grad()
+def take_drawn(model: ReDi, phase: DiscriminatePhase, images: PreparedImages, effort: float, seed: int) -> None:
+    """Teach the model what drawn defects have; `effort`, above 0 to 1, is how much of the usual work is done."""
+    evidence = model.statistics.drawn
+    assert evidence is not None
+    grid = model.statistics.grid
+    rows = spaced(images.originals, max(2, GOOD_PLACES // (grid[0] * grid[1])))
+    with progress(transient=True) as bar:
+        found = [
+            vectors(joined(phase.pair(part)[0], grid)).half()
+            for part in bar.track(batches(rows), description="looking at good parts")
+        ]
+        owners = torch.from_numpy(images.origins[rows]).repeat_interleave(grid[0] * grid[1])
+        good = Shown(torch.cat(found).flatten(0, 1), owners)
+        defects, beside = _drawn(model, images, round(effort * DRAWN), seed, bar)
+        task = bar.add_task("learning from drawn defects", total=None, note="")
+        device = evidence.hidden.weight.device
+        evidence.cpu().fit(good, defects, beside, max(1, round(effort * STEPS)), seed)
+        evidence.to(device)
+        bar.remove_task(task)
+
+
+def _drawn(model: ReDi, images: PreparedImages, count: int, seed: int, bar: Progress) -> tuple[Shown, Shown]:
+    """Draw on about `count` images and return places of the defects, and good ones of the same images."""
+    grid, originals = model.statistics.grid, images.originals
+    drawer = PseudoAnomalies(images.x[:originals], model.input_spec)
+    count = max(count, min(originals, 2))
+    places = np.arange(count)
+    kept: tuple[list[Shown], list[Shown]] = [], []
+    generator = torch.Generator().manual_seed(seed)
+    for part in bar.track(batches(places), description="drawing defects"):
+        rows = part * originals // count
+        x, visible = images.x[torch.from_numpy(rows)].float().numpy(), np.zeros((len(part), *images.x.shape[2:]), bool)
+        for image, changed, place in zip(x, visible, part, strict=True):
+            rng = np.random.default_rng([seed, 6, int(place)])
+            for _ in range(int(rng.integers(1, DEFECTS + 1))):
+                changed |= drawer.draw(image, rng)
+        features = model.phi(torch.from_numpy(x).to(images.device).contiguous(memory_format=torch.channels_last))
+        covered = F.adaptive_avg_pool2d(torch.from_numpy(visible).float()[:, None], grid)
+        near = F.max_pool2d(covered, 2 * AROUND + 1, 1, AROUND)
+        for shown, chosen in zip(kept, (covered > COVERED, near == 0), strict=True):
+            for row, found, wanted in zip(rows, vectors(joined(features, grid)), chosen.flatten(1), strict=True):
+                some = found[wanted].half()
+                some = some[torch.randperm(len(some), generator=generator)[:KEPT]]
+                shown.append(Shown(some, torch.full((len(some),), int(images.origins[row]))))
+    defects, beside = (
+        Shown(torch.cat([s.places for s in shown]), torch.cat([s.images for s in shown])) for shown in kept
+    )
+    return defects, beside
