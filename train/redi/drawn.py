@@ -7,7 +7,7 @@ unusual for it.  How far beyond that limit it is says little, so such evidence s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ from train.redi.places import Whitening, limit_of, logits_of, taught
 
 #: What evidence comes to at most.
 MOST = 1.0
+
+#: Classifiers that are taught: one by each half of the images, to judge the other, and one by all.
+CLASSIFIERS = 3
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,15 @@ class DrawnEvidence(Evidence):
         super().__init__(scales, MOST)
 
     @torch.no_grad()
-    def fit(self, good: Shown, defects: Shown, beside: Shown, steps: int, seed: int) -> None:
+    def fit(
+        self,
+        good: Shown,
+        defects: Shown,
+        beside: Shown,
+        steps: int,
+        seed: int,
+        after_step: Callable[[], object] = lambda: None,
+    ) -> None:
         """Learn to tell defects from good places and from what is beside the defects; torch's generator stays.
 
         With good places of one image alone, or without defects, it finds nothing: nothing can be said of other images.
@@ -44,8 +55,9 @@ class DrawnEvidence(Evidence):
             good: of good images as they are.
             defects: of images that were drawn on.
             beside: what is good about these.
-            steps: of learning.
+            steps: of learning, each of `CLASSIFIERS` times.
             seed: of its order.
+            after_step: is called so often.
         """
         known = torch.unique(good.images)
         if len(known) < 2 or not (len(defects.places) and len(beside.places)):
@@ -59,8 +71,8 @@ class DrawnEvidence(Evidence):
             for half in (odd, [~each for each in odd]):
                 normal, defective, near = (r[of] for r, of in zip(rows, half, strict=True))
                 if len(defective) and len(near):
-                    classifier = taught([normal, near], defective, steps)
+                    classifier = taught([normal, near], defective, steps, after_step)
                     limits.append(limit_of(logits_of(classifier, rows[0][~half[0]])))
             if limits:
-                classifier = taught([rows[0], rows[2]], rows[1], steps)
+                classifier = taught([rows[0], rows[2]], rows[1], steps, after_step)
                 self.become(classifier, whitening, sum(limits) / len(limits), 1.0)

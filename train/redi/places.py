@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,9 @@ class Whitening:
         return whitened.half()
 
 
-def taught(good: Sequence[Tensor], defects: Tensor, steps: int) -> Classifier:
+def taught(
+    good: Sequence[Tensor], defects: Tensor, steps: int, after_step: Callable[[], object] = lambda: None
+) -> Classifier:
     """Return a classifier that has learnt that these whitened vectors `(P, C)` are defects, and those are not.
 
     Of several kinds of good ones each step has as many, and as many again of the first that look most like defects.
@@ -87,6 +89,7 @@ def taught(good: Sequence[Tensor], defects: Tensor, steps: int) -> Classifier:
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
+        after_step()
         if step % HARD_EVERY == 0:
             hard = first[logits_of(classifier, first).topk(min(HARD, len(first))).indices]
     return classifier

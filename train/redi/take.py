@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from edge.cli import progress
 from train.prepared import PreparedImages
 from train.pseudo import PseudoAnomalies
-from train.redi.drawn import Shown
+from train.redi.drawn import CLASSIFIERS, Shown
 from train.redi.memory import joined, vectors
 from train.redi.model import ReDi
 from train.redi.phases import DiscriminatePhase, batches, spaced
@@ -87,9 +87,9 @@ def take_drawn(model: ReDi, phase: DiscriminatePhase, images: PreparedImages, ef
         owners = torch.from_numpy(images.origins[rows]).repeat_interleave(grid[0] * grid[1])
         good = Shown(torch.cat(found).flatten(0, 1), owners)
         defects, beside = _drawn(model, images, round(effort * DRAWN), seed, bar)
-        task = bar.add_task("learning from drawn defects", total=None, note="")
-        device = evidence.hidden.weight.device
-        evidence.cpu().fit(good, defects, beside, max(1, round(effort * STEPS)), seed)
+        steps, device = max(1, round(effort * STEPS)), evidence.hidden.weight.device
+        task = bar.add_task("learning from drawn defects", total=CLASSIFIERS * steps, note="")
+        evidence.cpu().fit(good, defects, beside, steps, seed, lambda: bar.advance(task))
         evidence.to(device)
         bar.remove_task(task)
 
