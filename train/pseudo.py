@@ -56,7 +56,7 @@ class PseudoAnomalies:
         spread = float(np.linalg.norm(axes))
         if spread < PLAIN:
             # What is all of one colour has no axes of its own: darker and brighter is what is left.
-            axes, spread = np.diag((PLAIN / 3**0.5,) * 3) @ np.ones((3, 3)) / 3**0.5, PLAIN
+            axes, spread = np.full((3, 3), PLAIN / 3), PLAIN
         self._axes, self._spread = axes, spread
         mean, std = (np.array(three, np.float32)[:, None, None] for three in (spec.mean, spec.std))
         self._darkest, self._brightest = -mean / std, (1 - mean) / std

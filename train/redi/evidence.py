@@ -102,9 +102,7 @@ class MarkEvidence(Evidence):
             How much evidence counts, one of `STRENGTHS`; a single image on either side leaves none to judge by.
         """
         whitening = Whitening(good[0].flatten(0, 1))
-        good, marked = (
-            (torch.stack([whitening(image) for image in features]), distance) for features, distance in (good, marked)
-        )
+        good, marked = ((whitening(features), distance) for features, distance in (good, marked))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             classifier = _found(good, marked)

@@ -148,9 +148,9 @@ def _training_share(trainer: Trainer) -> float:
 
 def _effort(trainer: Trainer, images: PreparedImages) -> float:
     """Return how much of the usual work to put into drawn defects: 1, or less after a very short training."""
-    steps, minutes = trainer.plan(images.originals, REDI.epochs, 1.0).steps, trainer.config.minutes
-    if minutes is not None:
-        return min(1.0, minutes / FULL_MINUTES)
+    if trainer.config.minutes is not None:
+        return min(1.0, trainer.config.minutes / FULL_MINUTES)
+    steps = trainer.plan(images.originals, REDI.epochs, 1.0).steps
     assert steps is not None
     return min(1.0, steps / FULL_STEPS)
 

@@ -66,9 +66,9 @@ class Whitening:
         self.matrix = (vectors / (values + SHRINKAGE * spread).sqrt()).float()
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Return them whitened, fp16."""
-        whitened: Tensor = (vectors.float() - self.mean) @ self.matrix
-        return whitened.half()
+        """Return vectors `(…, C)` whitened, fp16."""
+        rows = _parts(vectors.flatten(0, -2))
+        return torch.cat([((part.float() - self.mean) @ self.matrix).half() for part in rows]).view(vectors.shape)
 
 
 def taught(

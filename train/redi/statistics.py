@@ -250,13 +250,13 @@ class FeatureStatistics(nn.Module):
 
     def distances(self, reference: Features, recovered: Features) -> list[Tensor]:
         """Return the distance of every scale, float32 `(N, 1, h, w)`, all evidence in it."""
-        none: list[Tensor | None] = [None] * len(self.scales)
-        unfamiliar = evidence = none
+        unfamiliar: Sequence[Tensor | None] = [None] * len(self.scales)
+        evidence = unfamiliar
         finders: list[Evidence] = [finder for finder in (self.drawn, self.marks) if finder is not None]
         if self.memory is not None or finders:
             e = joined(reference, self.grid)
             if self.memory is not None:
-                unfamiliar = [*_at_scales(self.memory(e), reference)]
+                unfamiliar = _at_scales(self.memory(e), reference)
             if finders:
                 evidence = [sum(squares[1:], squares[0]) for squares in zip(*(f(e) for f in finders), strict=True)]
         cues = zip(self.scales, reference, recovered, unfamiliar, evidence, strict=True)

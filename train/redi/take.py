@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,6 +36,27 @@ COVERED, AROUND = 0.1, 2
 KEPT = 64
 
 
+class _Kept:
+    """Places of images as they are seen, of each all, or up to `most` at random."""
+
+    def __init__(self, most: int | None = None, generator: torch.Generator | None = None) -> None:
+        self._most, self._generator = most, generator
+        self._places: list[Tensor] = []
+        self._images: list[Tensor] = []
+
+    def add(self, places: Tensor, image: int) -> None:
+        """Keep some of one image's joined features `(P, C)`."""
+        if self._most is not None:
+            places = places[torch.randperm(len(places), generator=self._generator)[: self._most]]
+        self._places.append(places.half())
+        self._images.append(torch.full((len(places),), image))
+
+    @property
+    def shown(self) -> Shown:
+        """All that was kept."""
+        return Shown(torch.cat(self._places), torch.cat(self._images))
+
+
 def take_statistics(model: ReDi, phase: DiscriminatePhase, images: PreparedImages, seed: int) -> None:
     """Fit the statistics to good images as they are, up to `STATISTICS_ROWS` of them, evenly spaced."""
     parts = batches(spaced(images.originals, STATISTICS_ROWS))
@@ -45,31 +67,32 @@ def take_statistics(model: ReDi, phase: DiscriminatePhase, images: PreparedImage
             pairs.append((reference, model.frb(recovered)))
         memory = model.statistics.memory
         if memory is not None:
-            places, owners = _good_places(phase, images, memory.grid, seed, bar)
+            rows = spaced(images.originals, MEMORY_ROWS)
+            kept = _Kept(math.ceil(MEMORY_PLACES / len(rows)), torch.Generator().manual_seed(seed))
+            good = _good_places(phase, images, memory.grid, rows, kept, bar)
             task = bar.add_task("remembering good parts", total=None, note="")
             looked_at = [
                 (reference, torch.from_numpy(images.origins[part]))
                 for (reference, _), part in zip(pairs, parts, strict=True)
             ]
-            unfamiliar = memory.fit(places, owners, looked_at, seed)
+            unfamiliar = memory.fit(good.places, good.images, looked_at, seed)
             bar.remove_task(task)
         model.statistics.fit(pairs, unfamiliar)
 
 
 def _good_places(
-    phase: DiscriminatePhase, images: PreparedImages, grid: tuple[int, int], seed: int, bar: Progress
-) -> tuple[Tensor, Tensor]:
-    """Return joined features of good places, fp16 `(P, C)`, as many of every image, and which image each is of."""
-    rows = spaced(images.originals, MEMORY_ROWS)
-    share = math.ceil(MEMORY_PLACES / len(rows))
-    generator = torch.Generator().manual_seed(seed)
-    places, owners = [], []
+    phase: DiscriminatePhase,
+    images: PreparedImages,
+    grid: tuple[int, int],
+    rows: NDArray[np.int64],
+    kept: _Kept,
+    bar: Progress,
+) -> Shown:
+    """Return what is kept of the places of good images, given their rows."""
     for part in bar.track(batches(rows), description="looking at good parts"):
         for row, found in zip(part, vectors(joined(phase.pair(part)[0], grid)), strict=True):
-            picked = found[torch.randperm(len(found), generator=generator)[:share]]
-            places.append(picked.half())
-            owners.append(torch.full((len(picked),), int(images.origins[row])))
-    return torch.cat(places), torch.cat(owners)
+            kept.add(found, int(images.origins[row]))
+    return kept.shown
 
 
 @torch.no_grad()
@@ -80,12 +103,7 @@ def take_drawn(model: ReDi, phase: DiscriminatePhase, images: PreparedImages, ef
     grid = model.statistics.grid
     rows = spaced(images.originals, max(2, GOOD_PLACES // (grid[0] * grid[1])))
     with progress(transient=True) as bar:
-        found = [
-            vectors(joined(phase.pair(part)[0], grid)).half()
-            for part in bar.track(batches(rows), description="looking at good parts")
-        ]
-        owners = torch.from_numpy(images.origins[rows]).repeat_interleave(grid[0] * grid[1])
-        good = Shown(torch.cat(found).flatten(0, 1), owners)
+        good = _good_places(phase, images, grid, rows, _Kept(), bar)
         defects, beside = _drawn(model, images, round(effort * DRAWN), seed, bar)
         steps, device = max(1, round(effort * STEPS)), evidence.hidden.weight.device
         task = bar.add_task("learning from drawn defects", total=CLASSIFIERS * steps, note="")
@@ -99,10 +117,9 @@ def _drawn(model: ReDi, images: PreparedImages, count: int, seed: int, bar: Prog
     grid, originals = model.statistics.grid, images.originals
     drawer = PseudoAnomalies(images.x[:originals], model.input_spec)
     count = max(count, min(originals, 2))
-    places = np.arange(count)
-    kept: tuple[list[Shown], list[Shown]] = [], []
     generator = torch.Generator().manual_seed(seed)
-    for part in bar.track(batches(places), description="drawing defects"):
+    defects, beside = _Kept(KEPT, generator), _Kept(KEPT, generator)
+    for part in bar.track(batches(np.arange(count)), description="drawing defects"):
         rows = part * originals // count
         x, visible = images.x[torch.from_numpy(rows)].float().numpy(), np.zeros((len(part), *images.x.shape[2:]), bool)
         for image, changed, place in zip(x, visible, part, strict=True):
@@ -112,12 +129,8 @@ def _drawn(model: ReDi, images: PreparedImages, count: int, seed: int, bar: Prog
         features = model.phi(torch.from_numpy(x).to(images.device).contiguous(memory_format=torch.channels_last))
         covered = F.adaptive_avg_pool2d(torch.from_numpy(visible).float()[:, None], grid)
         near = F.max_pool2d(covered, 2 * AROUND + 1, 1, AROUND)
-        for shown, chosen in zip(kept, (covered > COVERED, near == 0), strict=True):
-            for row, found, wanted in zip(rows, vectors(joined(features, grid)), chosen.flatten(1), strict=True):
-                some = found[wanted].half()
-                some = some[torch.randperm(len(some), generator=generator)[:KEPT]]
-                shown.append(Shown(some, torch.full((len(some),), int(images.origins[row]))))
-    defects, beside = (
-        Shown(torch.cat([s.places for s in shown]), torch.cat([s.images for s in shown])) for shown in kept
-    )
-    return defects, beside
+        places = vectors(joined(features, grid))
+        for kept, chosen in ((defects, covered > COVERED), (beside, near == 0)):
+            for row, found, wanted in zip(rows, places, chosen.flatten(1), strict=True):
+                kept.add(found[wanted], int(images.origins[row]))
+    return defects.shown, beside.shown
